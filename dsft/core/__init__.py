@@ -1,0 +1,1 @@
+"""What the verbs share; knows no command and no screen."""

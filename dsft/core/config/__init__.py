@@ -1,0 +1,1 @@
+"""The training configuration: its schema, and how presets, files and flags become one."""

@@ -1,0 +1,139 @@
+"""The training configuration: every setting of `dsft train`, its default, its limits and what it means.
+
+The docstring under a field is its help text on the command line and in the documentation; nothing else repeats it.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+TemplateName = Literal["auto", "instruction", "deepseek", "chat", "fim", "text"]
+
+DEFAULT_DATASET = "sahil2801/CodeAlpaca-20k"
+"""The hub data set the seed's epoch times imply (about 3.3 M tokens)."""
+
+
+class TrainConfig(BaseModel):
+    """What `dsft train` does: the recipe (what is learned) and how this machine runs it.
+
+    Keys of preset and `--config` files are the field names; flags are the same names with dashes or underscores.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    # Model and data
+    model_name: Annotated[str, Field(min_length=1)] = "deepseek-ai/deepseek-coder-6.7b-base"
+    """Base model: hub id, local folder, or builtin:tiny/model."""
+    model_revision: str | None = None
+    """Hub revision (branch, tag or commit) of the base model."""
+    dataset: Annotated[str, Field(min_length=1)] = DEFAULT_DATASET
+    """Data set: JSON, JSONL, CSV or Parquet file, folder of source files, or hub id."""
+    dataset_revision: str | None = None
+    """Hub revision (branch, tag or commit) of the data set."""
+    dataset_split: Annotated[str, Field(min_length=1)] = "train"
+    """Split of a hub data set to train on."""
+    template: TemplateName = "auto"
+    """Prompt template: instruction, deepseek, chat, fim or text; auto picks by the data's layout."""
+    loss_on: Literal["response", "all"] = "response"
+    """Which tokens carry loss: the response only, or prompt and response."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longest sequence in tokens."""
+    over_length: Literal["drop", "truncate"] = "drop"
+    """What happens to longer samples: left out, or cut with their end token kept."""
+    max_samples: PositiveInt | None = None
+    """Use only the first N usable rows."""
+    packing: bool = False
+    """Pack several samples into each sequence; attention never crosses a sample."""
+    validation_split: Fraction = 0.02
+    """Share of rows held out for the validation loss; rows with the same prompt stay together."""
+    validation_dataset: str | None = None
+    """Data set for the validation loss, instead of a share of the training data."""
+
+    # LoRA
+    lora_r: Annotated[int, Field(ge=1, le=1024)] = 64
+    """LoRA rank."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 128
+    """LoRA alpha; the update is scaled by alpha / rank."""
+    lora_dropout: Fraction = 0.0
+    """Dropout on the input of the LoRA branch."""
+
+    # Optimization
+    epochs: Annotated[float, Field(gt=0)] = 3
+    """Passes over the training data."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps, whatever the epochs say."""
+    per_device_train_batch_size: PositiveInt = 1
+    """Samples in one micro-batch."""
+    gradient_accumulation_steps: PositiveInt = 16
+    """Micro-batches in one optimizer step; micro-batch times this is the effective batch."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Peak learning rate."""
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
+    warmup_ratio: Fraction = 0.03
+    """Share of all steps over which the learning rate rises to its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
+    """Gradients are scaled down to this norm (QLoRA, arXiv:2305.14314, appendix B.2)."""
+    optimizer: Literal["paged_adamw_32bit", "adamw"] = "paged_adamw_32bit"
+    """AdamW with state that can page to host memory, or PyTorch's own."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of LoRA weights, data order and splits."""
+
+    # Execution: speed and memory, never the result
+    gradient_checkpointing: bool = True
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    use_flash_attention: bool = False
+    """Demand a flash-attention kernel: the flash-attn package or PyTorch's own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes the GPU if there is one."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Compute type; auto is bf16 where the GPU has it, else fp16 with loss scaling, and fp32 on a CPU."""
+    dataloader_num_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that prepare batches; 0 prepares them in the training process."""
+
+    # Files
+    output_dir: Annotated[str, Field(min_length=1)] = "./results_deepseek"
+    """Folder of checkpoints and logs."""
+    save_dir: Annotated[str, Field(min_length=1)] = "./trained_deepseek"
+    """Folder of the final adapter."""
+    save_steps: PositiveInt = 250
+    """Save a checkpoint (and measure validation loss) every N optimizer steps."""
+    save_total_limit: PositiveInt = 2
+    """How many of the newest checkpoints are kept."""
+    keep: Literal["last", "best"] = "last"
+    """Which adapter becomes the final one: of the last step, or of the lowest validation loss."""
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Samples (with packing: packed sequences) in one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.keep == "best" and self.validation_split == 0 and self.validation_dataset is None:
+            raise ValueError("keep: 'best' needs a validation loss: set validation_split above 0 or a validation_dataset")
+        return self
+
+
+EXECUTION_FIELDS = frozenset(
+    {"gradient_checkpointing", "use_flash_attention", "device", "precision", "dataloader_num_workers"}
+)
+"""Settings that decide speed and memory only."""
+
+FILE_FIELDS = frozenset({"output_dir", "save_dir", "save_steps", "save_total_limit", "keep"})
+"""Settings that decide where and when files are written."""
+
+
+def recipe(config: TrainConfig) -> dict[str, object]:
+    """Return the settings that decide what is learned; a resumed run must have the same.
+
+    Micro-batch and accumulation count by their product alone, the effective batch.
+    """
+    values = config.model_dump(exclude=set(EXECUTION_FIELDS | FILE_FIELDS))
+    del values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    return values | {"effective_batch_size": config.effective_batch_size}

@@ -1,0 +1,117 @@
+"""Every error dsft raises on purpose, and the exit code each one ends the process with.
+
+Tree:
+    DsftError                    1  failure
+      InputError                 2  wrong input or configuration
+        ConfigError                 a setting is unknown or out of range
+        DataError                   the data set can't be read or used
+        TokenizerError              the tokenizer does not reproduce known text
+        ModelError                  the model can't be read or used
+        OutputFolderError           an output folder holds something it may not hold
+        UnreachableHubError         the model hub did not answer
+      DoesNotFitError            3  needs more memory than there is
+      NoGpuError                 5  no usable GPU or driver where one is needed
+      NonFiniteLossError         1  the loss or a gradient became NaN or infinite
+      CheckpointError            1  a checkpoint is damaged
+    RunInterrupted              75  stopped by a signal with a resumable checkpoint saved
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of every dsft command (documented in docs/exit-codes.md)."""
+
+    DONE = 0
+    FAILURE = 1
+    WRONG_INPUT = 2
+    DOES_NOT_FIT = 3
+    ALERT = 4
+    NO_GPU = 5
+    INTERRUPTED_RESUMABLE = 75
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class DsftError(Exception):
+    """An expected failure: what was found and where, and what to do about it.
+
+    Args:
+        found: One sentence: what was found, and where (file, line, field).
+        fix: One sentence: what the user can do. Empty where nothing can be said.
+    """
+
+    exit_code: ExitCode = ExitCode.FAILURE
+
+    def __init__(self, found: str, fix: str = "") -> None:
+        super().__init__(f"{found} {fix}".strip())
+        self.found = found
+        self.fix = fix
+
+
+class InputError(DsftError):
+    """The user's input is wrong; nothing was written."""
+
+    exit_code = ExitCode.WRONG_INPUT
+
+
+class ConfigError(InputError):
+    """A setting is unknown, out of range or contradicts another."""
+
+
+class DataError(InputError):
+    """The data set can't be read, recognised or used."""
+
+
+class TokenizerError(InputError):
+    """The tokenizer changes text it must reproduce, so training on it would ruin the model."""
+
+
+class ModelError(InputError):
+    """The model folder or id can't be read, or the model can't be trained by dsft."""
+
+
+class OutputFolderError(InputError):
+    """An output folder already holds a run, or something that is not one."""
+
+
+class UnreachableHubError(InputError):
+    """The model hub did not answer, and what was asked for is not in the local cache."""
+
+
+class DoesNotFitError(DsftError):
+    """The run needs more memory than the device has."""
+
+    exit_code = ExitCode.DOES_NOT_FIT
+
+
+class NoGpuError(DsftError):
+    """A GPU or its driver is needed and can't be used."""
+
+    exit_code = ExitCode.NO_GPU
+
+
+class NonFiniteLossError(DsftError):
+    """The loss or a gradient is NaN or infinite; the optimizer was not stepped with it."""
+
+
+class CheckpointError(DsftError):
+    """A checkpoint is incomplete, damaged or belongs to another configuration."""
+
+
+class RunInterrupted(Exception):
+    """A signal ended the run after a resumable checkpoint was saved.
+
+    Args:
+        signal_name: "SIGINT" or "SIGTERM".
+        checkpoint: Path of the checkpoint that was saved.
+        step: Optimizer steps done.
+    """
+
+    exit_code = ExitCode.INTERRUPTED_RESUMABLE
+
+    def __init__(self, signal_name: str, checkpoint: str, step: int) -> None:
+        super().__init__(f"stopped by {signal_name} after step {step}; checkpoint: {checkpoint}")
+        self.signal_name = signal_name
+        self.checkpoint = checkpoint
+        self.step = step
