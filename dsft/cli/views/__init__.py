@@ -1,0 +1,1 @@
+"""Result dataclass in, Rich renderable out; pure functions."""

@@ -1,0 +1,1 @@
+"""Loading models and tokenizers, checking them, quantizing, attaching LoRA."""

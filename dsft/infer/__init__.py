@@ -1,0 +1,1 @@
+"""`dsft infer`: generate with a base model, an adapter or a merged model."""

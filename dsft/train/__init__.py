@@ -1,0 +1,1 @@
+"""`dsft train`: fine-tune a model with QLoRA."""
