@@ -1,0 +1,95 @@
+"""Which device and which compute type a run takes, decided from the hardware and said aloud."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dsft.core.errors import ConfigError, NoGpuError
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+PrecisionChoice = Literal["auto", "bf16", "fp16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device a run computes on.
+
+    Attributes:
+        kind: "cuda" or "cpu".
+        name: For people, e.g. "NVIDIA GeForce RTX 4090" or "CPU (2 threads)".
+        capability: CUDA compute capability, e.g. (8, 9); None on a CPU.
+        uuid: CUDA device UUID without prefix; None on a CPU.
+        total_bytes: Memory of the device; None on a CPU.
+    """
+
+    kind: Literal["cuda", "cpu"]
+    name: str
+    capability: tuple[int, int] | None = None
+    uuid: str | None = None
+    total_bytes: int | None = None
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the device computes in bfloat16 in hardware (NVIDIA: Ampere, compute capability 8.0, and later)."""
+        return self.capability is None or self.capability >= (8, 0)
+
+
+def resolve_device(choice: DeviceChoice) -> Device:
+    """Return the device to use; `auto` takes the first CUDA device if there is one.
+
+    Raises:
+        NoGpuError: "cuda" was demanded and no CUDA device is usable.
+    """
+    import torch
+
+    if choice != "cpu" and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return Device(
+            "cuda",
+            properties.name,
+            (properties.major, properties.minor),
+            str(properties.uuid),
+            properties.total_memory,
+        )
+    if choice == "cuda":
+        reason = (
+            "this PyTorch is built without CUDA"
+            if torch.version.cuda is None
+            else "PyTorch finds no usable CUDA device"
+        )
+        raise NoGpuError(
+            f"A GPU was demanded with --device cuda, but {reason}.",
+            "Check nvidia-smi and the CUDA build of torch, or take --device cpu.",
+        )
+    return Device("cpu", f"CPU ({torch.get_num_threads()} threads)")
+
+
+def resolve_precision(choice: PrecisionChoice, device: Device) -> Precision:
+    """Return the compute type: bf16 where the GPU has it, else fp16; fp32 on a CPU, where it costs nothing.
+
+    Raises:
+        ConfigError: The device can't compute in the demanded type.
+    """
+    if choice == "auto":
+        if device.kind == "cpu":
+            return "fp32"
+        return "bf16" if device.has_bf16 else "fp16"
+    if choice == "bf16" and not device.has_bf16:
+        raise ConfigError(
+            f"precision: bf16 was asked for, but {device.name} has no bfloat16.", "Take --precision fp16."
+        )
+    if choice == "fp16" and device.kind == "cpu":
+        raise ConfigError(
+            "precision: fp16 was asked for, but float16 training needs a GPU.", "Take --precision fp32 or bf16."
+        )
+    return choice
+
+
+def torch_dtype(precision: Precision) -> "torch.dtype":
+    """Return the torch dtype of a compute type."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
