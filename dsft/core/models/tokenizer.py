@@ -104,11 +104,11 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerFast", name: str) -> str | No
 
 def _check_ids(tokenizer: "PreTrainedTokenizerFast", known: KnownTokenizer, name: str) -> None:
     for text, expected in known.vectors:
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = " ".join(str(token_id) for token_id in tokenizer(text, add_special_tokens=False)["input_ids"])
         if ids != expected:
             raise TokenizerError(
-                f"The tokenizer of {name} says it is {known.name}'s but gives {text!r} the ids {ids} instead of "
-                f"{expected}.",
+                f"The tokenizer of {name} says it is {known.name}'s but gives {text!r} the ids {ids} "
+                f"instead of {expected}.",
                 _FIX,
             )
 
