@@ -3,9 +3,10 @@
 The docstring under a field is its help text on the command line and in the documentation; nothing else repeats it.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -15,6 +16,14 @@ TemplateName = Literal["auto", "instruction", "deepseek", "chat", "fim", "text"]
 DEFAULT_DATASET = "sahil2801/CodeAlpaca-20k"
 """The hub data set the seed's epoch times imply (about 3.3 M tokens)."""
 
+DEFAULT_DATASET_REVISION = "152bb5e9a29651266b018106053980070a0521a1"
+"""Commit of the default data set: 20,022 rows in code_alpaca_20k.json."""
+
+
+def _default_dataset_revision(values: dict[str, Any]) -> str | None:
+    # A commit belongs to one data set: it must not follow when only `dataset` is set to something else.
+    return DEFAULT_DATASET_REVISION if values.get("dataset") == DEFAULT_DATASET else None
+
 
 class TrainConfig(BaseModel):
     """What `dsft train` does: the recipe (what is learned) and how this machine runs it.
@@ -22,7 +31,9 @@ class TrainConfig(BaseModel):
     Keys of preset and `--config` files are the field names; flags are the same names with dashes or underscores.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
     # Model and data
     model_name: Annotated[str, Field(min_length=1)] = "deepseek-ai/deepseek-coder-6.7b-base"
@@ -31,8 +42,8 @@ class TrainConfig(BaseModel):
     """Hub revision (branch, tag or commit) of the base model."""
     dataset: Annotated[str, Field(min_length=1)] = DEFAULT_DATASET
     """Data set: JSON, JSONL, CSV or Parquet file, folder of source files, or hub id."""
-    dataset_revision: str | None = None
-    """Hub revision (branch, tag or commit) of the data set."""
+    dataset_revision: str | None = Field(default_factory=_default_dataset_revision)
+    """Hub revision (branch, tag or commit) of the data set; the default data set is pinned to a commit."""
     dataset_split: Annotated[str, Field(min_length=1)] = "train"
     """Split of a hub data set to train on."""
     template: TemplateName = "auto"
@@ -116,9 +127,22 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.keep == "best" and self.validation_split == 0 and self.validation_dataset is None:
-            raise ValueError("keep: 'best' needs a validation loss: set validation_split above 0 or a validation_dataset")
+            raise PydanticCustomError(
+                "contradiction",
+                "best needs a validation loss; set validation_split above 0 or a validation_dataset",
+                {"setting": "keep"},
+            )
         return self
 
+
+SECTION_STARTS = {
+    "model_name": "Model and data",
+    "lora_r": "LoRA",
+    "epochs": "Optimization",
+    "gradient_checkpointing": "Execution",
+    "output_dir": "Files",
+}
+"""First field of each section of `TrainConfig`, and the section's title; a section ends where the next one starts."""
 
 EXECUTION_FIELDS = frozenset(
     {"gradient_checkpointing", "use_flash_attention", "device", "precision", "dataloader_num_workers"}
