@@ -1,0 +1,128 @@
+"""The one place that writes to the terminal: for people, as JSON lines, or quietly.
+
+Data goes to stdout, everything else to stderr.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import select
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import PurePath
+from typing import Any, NoReturn
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+_PIPED_WIDTH = 100
+"""Columns of a table that is written into a file or pipe."""
+
+
+class Mode(StrEnum):
+    """Whom a command writes for."""
+
+    HUMAN = "human"
+    JSON = "json"
+    QUIET = "quiet"
+
+
+class _PipeConsole(Console):
+    """A console that lets a closed pipe reach `main`, where rich would end the process with code 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise the error again."""
+        raise  # noqa: PLE0704  # rich calls this from its `except BrokenPipeError`
+
+
+class Output:
+    """Writes a command's data and messages.
+
+    Args:
+        use_json: One JSON object a line on stdout; nothing for people there.
+        is_quiet: Only data, warnings and errors.
+    """
+
+    def __init__(self, *, use_json: bool = False, is_quiet: bool = False) -> None:
+        self.mode = Mode.JSON if use_json else Mode.QUIET if is_quiet else Mode.HUMAN
+        self.stdout = _make_console(is_stderr=False)
+        self.stderr = _make_console(is_stderr=True)
+
+    def write(self, text: str, end: str = "\n") -> None:
+        """Write data as it is, unwrapped and at once; not in JSON mode, where `emit` carries it."""
+        if self.mode is not Mode.JSON:
+            sys.stdout.write(text + end)
+            sys.stdout.flush()
+
+    def show(self, renderable: RenderableType) -> None:
+        """Draw a result for people; nothing in the other modes."""
+        if self.mode is Mode.HUMAN:
+            self.stdout.print(renderable)
+
+    def emit(self, record: Mapping[str, Any]) -> None:
+        """Write one JSON object on a line of its own; nothing in the other modes."""
+        if self.mode is Mode.JSON:
+            sys.stdout.write(to_json(record) + "\n")
+            sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Tell people something on stderr; nothing in the other modes."""
+        if self.mode is Mode.HUMAN:
+            self.stderr.print(Text(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Warn on stderr, in every mode."""
+        self.stderr.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+
+def to_json(value: object) -> str:
+    """Return a value as JSON on one line: dataclasses as objects, paths as text, NaN and infinity as null."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def is_pipe_closed() -> bool:
+    """Return whether nobody reads stdout or stderr any more."""
+    return any(_is_reader_gone(stream) for stream in (sys.stdout, sys.stderr))
+
+
+def discard_output() -> None:
+    """Point stdout and stderr at nothing, so that the interpreter's last flush can't fail on a closed pipe."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if _is_reader_gone(stream):
+            os.dup2(devnull, stream.fileno())
+    os.close(devnull)
+
+
+def _make_console(*, is_stderr: bool) -> Console:
+    # Text from users and models is never markup. NO_COLOR, FORCE_COLOR and COLUMNS are rich's own business.
+    console = _PipeConsole(stderr=is_stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+def _is_reader_gone(stream: Any) -> bool:
+    try:
+        descriptor = stream.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, None, or not a real file
+        return False
+    poller = select.poll()
+    poller.register(descriptor, 0)  # POLLERR is reported unasked
+    return any(event & select.POLLERR for _, event in poller.poll(0))
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, PurePath):
+        return str(value)
+    return value
