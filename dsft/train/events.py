@@ -97,16 +97,7 @@ class InterruptRequested:
     signal_name: str
 
 
-Event = (
-    Notice
-    | Phase
-    | PrepareProgress
-    | RunStarted
-    | StepDone
-    | Validated
-    | CheckpointSaved
-    | InterruptRequested
-)
+Event = Notice | Phase | PrepareProgress | RunStarted | StepDone | Validated | CheckpointSaved | InterruptRequested
 
 
 class EventSink(Protocol):

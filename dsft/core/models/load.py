@@ -1,0 +1,180 @@
+"""Loading a base model for QLoRA: 4-bit weights, frozen, with LoRA attached. Generation loads elsewhere."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dsft.core.errors import ModelError
+from dsft.core.models.attention import AttentionKernel, register_attention
+from dsft.core.models.device import Device, Precision, torch_dtype
+from dsft.core.models.source import ModelSource
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+TRAINABLE_FAMILIES = frozenset(
+    {"granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2", "stablelm"}
+)
+"""`model_type`s whose attention is plain causal attention, which is what the padding-free kernels compute."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Which low-rank update is trained (LoRA, arXiv:2106.09685).
+
+    Attributes:
+        rank: Rank r of the update B·A.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Dropout on the input of A.
+        seed: Seed of A's random start; B starts at zero.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    seed: int
+
+
+def check_trainable(source: ModelSource, max_length: int) -> None:
+    """Refuse, from its config.json alone, a model that dsft can't train exactly.
+
+    Raises:
+        ModelError: Unknown family, quantized checkpoint, sequences beyond the model's positions or window.
+    """
+    config = source.model_config
+    family = config["model_type"]
+    if family not in TRAINABLE_FAMILIES:
+        raise ModelError(
+            f"{source.name} is of the family {family}, which dsft does not train.",
+            f"Families it trains: {', '.join(sorted(TRAINABLE_FAMILIES))}.",
+        )
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{source.name} is quantized already, and QLoRA starts from the 16-bit weights.",
+            "Give the original model; dsft quantizes it while loading.",
+        )
+    max_positions = config.get("max_position_embeddings")
+    if isinstance(max_positions, int) and max_length > max_positions:
+        raise ModelError(
+            f"max_length: {max_length} is more than the {max_positions} positions of {source.name}.",
+            f"Take --max-length {max_positions} or less.",
+        )
+    window = config.get("sliding_window")
+    if isinstance(window, int) and config.get("use_sliding_window", True) and max_length > window:
+        raise ModelError(
+            f"max_length: {max_length} is more than the attention window of {window} tokens of {source.name}.",
+            f"Take --max-length {window} or less.",
+        )
+
+
+def load_quantized(
+    source: ModelSource, device: Device, precision: Precision, attention: AttentionKernel
+) -> "PreTrainedModel":
+    """Load a base model with its linear layers in NF4 with double quantization (QLoRA, arXiv:2305.14314, section 3).
+
+    Embeddings, norms and the output head keep the compute type: turning them into float32 would cost 1 GiB on the
+    6.7B model and changes nothing that is trained.
+
+    Args:
+        source: The model.
+        device: Where it goes; weights are quantized there, one shard at a time.
+        precision: Compute type of the matrix products.
+        attention: The attention kernel.
+
+    Returns:
+        The model, all parameters frozen, in evaluation mode.
+
+    Raises:
+        ModelError: The weights are missing, damaged or can't be quantized.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    register_attention()
+    dtype = torch_dtype(precision)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            quantization_config=quantization,
+            dtype=dtype,
+            attn_implementation=attention.name,
+            device_map={"": torch.device(device.kind, 0) if device.kind == "cuda" else torch.device("cpu")},
+            **source.load_arguments,
+        )
+    except (SafetensorError, OSError, ValueError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"The weights of {source.name} can't be loaded: {first_line}",
+            "The folder needs complete safetensors files; copy or download the model again.",
+        ) from error
+    model.requires_grad_(False)
+    keep_weights_trainable_through(model)
+    return model
+
+
+def keep_weights_trainable_through(model: "torch.nn.Module") -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    Its first forward pass in evaluation mode turns the weights into a layout for inference; the backward pass after
+    that silently loses the gradient of the layer's input (bitsandbytes 0.50).
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def attach_lora(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
+    """Attach LoRA to all linear layers of each block.
+
+    LoRA weights are float32 whatever the compute type, so that small updates are not lost to rounding.
+
+    Args:
+        model: A model from `load_quantized`.
+        settings: Rank, alpha, dropout, seed.
+
+    Returns:
+        The PEFT model; its only trainable parameters are LoRA's.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import set_seed
+
+    set_seed(settings.seed)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        bias="none",
+        task_type=TaskType.CAUSAL_LM,
+        target_modules=_block_linear_names(model),
+    )
+    return get_peft_model(model, config)
+
+
+def enable_checkpointing(model: "PeftModel") -> None:
+    """Recompute each block's activations in the backward pass instead of keeping them (arXiv:1604.06174)."""
+    base: Any = model.get_base_model()
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:  # transformers before 5.20
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _block_linear_names(model: "PreTrainedModel") -> list[str]:
+    from bitsandbytes.nn import Linear4bit
+
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    if not names:
+        raise ModelError(
+            f"No linear layer of {model.config.name_or_path} was quantized.", "Report this with the model's name."
+        )
+    return sorted(names)

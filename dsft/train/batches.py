@@ -1,0 +1,182 @@
+"""From samples to the flat micro-batches the model sees, and the order in which an epoch visits them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dsft.core.data.samples import Sample, TokenizedDataset
+
+EffectiveBatch = list[list[Sample]]
+"""The sequences of one optimizer step; a sequence is one sample, or with packing several."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Several samples as one flat row of tokens; no padding, and no sample sees another.
+
+    Attributes:
+        input_ids: int64 [1, num_tokens].
+        position_ids: int64 [1, num_tokens]; starts at 0 in each sample.
+        sample_bounds: int32 [num_samples + 1]; where each sample begins and ends.
+        longest: Tokens of the longest sample.
+        logit_positions: int64 [num_targets]; the positions whose logits predict a target, i.e. one before it.
+        labels: int64 [num_targets]; the target token ids.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    sample_bounds: torch.Tensor
+    longest: int
+    logit_positions: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all samples."""
+        return self.input_ids.shape[1]
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that carry loss."""
+        return self.labels.shape[0]
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Return the batch on a device."""
+        move = {"device": device, "non_blocking": True}
+        return MicroBatch(
+            self.input_ids.to(**move),
+            self.position_ids.to(**move),
+            self.sample_bounds.to(**move),
+            self.longest,
+            self.logit_positions.to(**move),
+            self.labels.to(**move),
+        )
+
+
+def flatten(samples: Sequence[Sample]) -> MicroBatch:
+    """Lay samples one after the other.
+
+    The first token of a sample is never a target: nothing stands before it that could predict it.
+    """
+    token_ids = np.concatenate([sample.token_ids for sample in samples]).astype(np.int64, copy=False)
+    lengths = np.array([len(sample.token_ids) for sample in samples], dtype=np.int64)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    is_target = np.concatenate([sample.is_target for sample in samples])
+    is_target[bounds[:-1]] = False
+    targets = np.flatnonzero(is_target)
+    positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+    return MicroBatch(
+        input_ids=torch.from_numpy(token_ids).unsqueeze(0),
+        position_ids=torch.from_numpy(positions).unsqueeze(0),
+        sample_bounds=torch.from_numpy(bounds.astype(np.int32)),
+        longest=int(lengths.max()),
+        logit_positions=torch.from_numpy(targets - 1),
+        labels=torch.from_numpy(token_ids[targets]),
+    )
+
+
+def split_into_micro_batches(batch: EffectiveBatch, micro_batch_size: int) -> list[MicroBatch]:
+    """Split the sequences of an optimizer step into micro-batches of at most `micro_batch_size` sequences."""
+    return [
+        flatten([sample for sequence in batch[start : start + micro_batch_size] for sample in sequence])
+        for start in range(0, len(batch), micro_batch_size)
+    ]
+
+
+class SequenceDataset(Dataset[list[Sample]]):
+    """The sequences of a run: one sample each, or packs of samples.
+
+    Args:
+        samples: All tokenized samples.
+        packs: Sample indices of each packed sequence; None makes each sample a sequence.
+    """
+
+    def __init__(self, samples: TokenizedDataset, packs: Sequence[npt.NDArray[np.int64]] | None = None) -> None:
+        self._samples = samples
+        self._packs = packs
+
+    def __len__(self) -> int:
+        return len(self._samples) if self._packs is None else len(self._packs)
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        if self._packs is None:
+            return [self._samples[index]]
+        return [self._samples[int(sample)] for sample in self._packs[index]]
+
+
+class EffectiveBatchSampler(Sampler[list[int]]):
+    """Yields the sequence indices of each optimizer step, in an order fixed by seed and epoch alone.
+
+    The last batch of an epoch may be smaller; no sequence is left out.
+    """
+
+    def __init__(self, num_sequences: int, effective_batch_size: int, seed: int) -> None:
+        self._num_sequences = num_sequences
+        self._effective_batch_size = effective_batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0, that the next iteration visits."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self._num_sequences // self._effective_batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._num_sequences)
+        for start in range(0, self._num_sequences, self._effective_batch_size):
+            yield order[start : start + self._effective_batch_size].tolist()
+
+
+class EffectiveBatchLoader(DataLoader[list[Sample]]):
+    """Loads whole effective batches; the training step splits them, so that a plan may change between two steps."""
+
+    def __init__(
+        self, sequences: SequenceDataset, *, effective_batch_size: int, seed: int, num_workers: int = 0
+    ) -> None:
+        sampler = EffectiveBatchSampler(len(sequences), effective_batch_size, seed)
+        super().__init__(
+            sequences,
+            batch_sampler=sampler,
+            collate_fn=_keep_list,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            # Its own generator: starting workers must not advance the global one, or a resumed run would differ.
+            generator=torch.Generator().manual_seed(seed),
+        )
+        self._epoch_sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration visits; transformers' Trainer calls this."""
+        self._epoch_sampler.set_epoch(epoch)
+
+
+def group_by_tokens(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[npt.NDArray[np.int64]]:
+    """Group samples, longest first, so that no group of several has more than `max_tokens` tokens.
+
+    Used for validation: with `max_tokens` no larger than what a training micro-batch holds, a validation pass, which
+    keeps no activations, needs less memory than training.
+
+    Returns:
+        Index arrays; every sample is in exactly one.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for index in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[index])
+        if not groups or length > room:
+            groups.append([])
+            room = max_tokens
+        groups[-1].append(int(index))
+        room -= length
+    return [np.array(group, dtype=np.int64) for group in groups]
+
+
+def _keep_list(sequences: list[Any]) -> list[Any]:
+    return sequences

@@ -1,0 +1,117 @@
+"""Collects what a run told: for the screen, for the event log and for the summary."""
+
+import dataclasses
+import json
+import resource
+import statistics
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dsft.core.gpu import GpuMemoryReader
+from dsft.train.events import (
+    CheckpointSaved,
+    Event,
+    EventSink,
+    InterruptRequested,
+    PrepareProgress,
+    StepDone,
+    Validated,
+)
+from dsft.train.trainer import StepReport, ValidationReport
+
+_WINDOW_STEPS = 20
+
+
+class RunRecorder:
+    """Turns the trainer's reports into events and keeps the figures the summary needs.
+
+    Args:
+        sink: Where events go.
+        event_log: File that each event is appended to as a JSON line.
+        num_steps: Optimizer steps of the whole run.
+        gpu_memory: Reads the device's memory; None on a CPU or without NVML.
+    """
+
+    def __init__(self, sink: EventSink, event_log: Path, num_steps: int, gpu_memory: GpuMemoryReader | None) -> None:
+        self._sink = sink
+        self._log = event_log.open("a", encoding="utf-8")
+        self._num_steps = num_steps
+        self._gpu_memory = gpu_memory
+        self._recent: deque[StepReport] = deque(maxlen=_WINDOW_STEPS)
+        self.steps: list[StepReport] = []
+        self.history: list[dict[str, object]] = []
+        self.peak_device_bytes: int | None = None
+
+    def close(self) -> None:
+        """Close the event log."""
+        self._log.close()
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on, and append it to the log."""
+        self._sink(event)
+        if isinstance(event, PrepareProgress):
+            return
+        line = {"event": type(event).__name__, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        self._log.write(json.dumps(line | dataclasses.asdict(event)) + "\n")
+        self._log.flush()
+        if isinstance(event, CheckpointSaved | Validated | InterruptRequested):
+            self.history.append(line | dataclasses.asdict(event))
+
+    def on_step(self, report: StepReport) -> None:
+        """Record an optimizer step."""
+        self.steps.append(report)
+        # The first step of a process carries one-off costs; it counts only until there is a second.
+        if len(self.steps) == 2:
+            self._recent.clear()
+        self._recent.append(report)
+        seconds = sum(step.duration_s for step in self._recent)
+        memory = self._gpu_memory.read() if self._gpu_memory is not None else None
+        if memory is not None:
+            self.peak_device_bytes = max(self.peak_device_bytes or 0, memory.used_bytes)
+        self.tell(
+            StepDone(
+                step=report.step,
+                num_steps=self._num_steps,
+                epoch=report.epoch,
+                loss=report.loss,
+                grad_norm=report.grad_norm,
+                learning_rate=report.learning_rate,
+                num_tokens=report.num_tokens,
+                num_target_tokens=report.num_targets,
+                step_s=report.duration_s,
+                tok_per_s=sum(step.num_tokens for step in self._recent) / seconds,
+                eta_s=(self._num_steps - report.step) * seconds / len(self._recent),
+                memory_used_bytes=memory.used_bytes if memory is not None else None,
+                memory_total_bytes=memory.total_bytes if memory is not None else None,
+            )
+        )
+
+    def on_validation(self, report: ValidationReport) -> None:
+        """Record a validation pass."""
+        self.tell(Validated(report.step, report.loss, report.num_targets, report.is_best, report.duration_s))
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        """Record a checkpoint."""
+        self.tell(CheckpointSaved(step, str(path)))
+
+    def on_interrupt(self, signal_name: str) -> None:
+        """Record that a signal came."""
+        self.tell(InterruptRequested(signal_name))
+
+    def rates(self) -> tuple[float, float, float]:
+        """Return real tokens a second, target tokens a second and the median step in seconds, first step left out."""
+        steady = self.steps[1:] or self.steps
+        if not steady:
+            return 0.0, 0.0, 0.0
+        seconds = sum(step.duration_s for step in steady)
+        return (
+            sum(step.num_tokens for step in steady) / seconds,
+            sum(step.num_targets for step in steady) / seconds,
+            statistics.median(step.duration_s for step in steady),
+        )
+
+
+def peak_host_bytes() -> int:
+    """Return the peak resident set of this process in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

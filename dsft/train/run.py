@@ -1,0 +1,314 @@
+"""`dsft train`: fine-tune a model with QLoRA and leave an adapter that says how it was made."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dsft
+from dsft.core.config.load import ResolvedConfig
+from dsft.core.config.schema import recipe
+from dsft.core.data.prepare import SamplePreview
+from dsft.core.data.report import DataReport
+from dsft.core.errors import OutputFolderError, RunInterrupted
+from dsft.core.gpu import open_gpu_memory
+from dsft.core.models.load import LoraSettings, attach_lora, enable_checkpointing, load_quantized
+from dsft.train.arguments import make_arguments
+from dsft.train.checkpoint import checkpoint_step, find_newest_valid, list_checkpoints
+from dsft.train.events import EventSink, Notice, Phase, RunStarted, TrainResult
+from dsft.train.folders import EVENT_LOG, RunFolders, check_folders, check_same_data, prepare_folders
+from dsft.train.interrupt import InterruptGuard
+from dsft.train.recorder import RunRecorder, peak_host_bytes
+from dsft.train.save import save_final_adapter
+from dsft.train.setup import RunSetup, describe_techniques, prepare_setup
+from dsft.train.trainer import (
+    ExecutionPlan,
+    QloraTrainer,
+    TrainerHooks,
+    load_adapter_weights,
+    read_trainer_state,
+)
+from dsft.train.versions import versions
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `dsft train --dry-run` shows.
+
+    Attributes:
+        resolved: The configuration with the origin of each value.
+        techniques: Technique to one phrase about its use.
+        report: What the data holds.
+        preview: One sample with its loss mask.
+        num_steps: Optimizer steps the run would take.
+        num_train_samples: Samples trained on in an epoch.
+        num_validation_samples: Samples held out.
+    """
+
+    resolved: ResolvedConfig
+    techniques: dict[str, str]
+    report: DataReport
+    preview: SamplePreview
+    num_steps: int
+    num_train_samples: int
+    num_validation_samples: int
+
+
+def dry_run(resolved: ResolvedConfig, *, sink: EventSink) -> DryRun:
+    """Do everything up to loading the model: decide, check, tokenize; write nothing but the token cache."""
+    setup = prepare_setup(resolved, sink)
+    return DryRun(
+        resolved=resolved,
+        techniques=describe_techniques(setup),
+        report=setup.data.report,
+        preview=setup.data.preview,
+        num_steps=setup.num_steps,
+        num_train_samples=len(setup.data.train),
+        num_validation_samples=_num_validation(setup),
+    )
+
+
+def run_train(resolved: ResolvedConfig, *, resume: bool, overwrite: bool, sink: EventSink) -> TrainResult:
+    """Fine-tune a model.
+
+    Args:
+        resolved: The configuration with the origin of each value.
+        resume: Go on from the newest valid checkpoint in the output folder, if there is one.
+        overwrite: Replace an earlier run in the output and save folders.
+        sink: Receives the run's events.
+
+    Returns:
+        What was done; also written as training_summary.json beside the adapter.
+
+    Raises:
+        DsftError: Wrong input (nothing was written), or a failure while training.
+        RunInterrupted: A signal came; a resumable checkpoint was saved.
+    """
+    config = resolved.config
+    folders = RunFolders(Path(config.output_dir), Path(config.save_dir))
+    check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe(config))
+    setup = prepare_setup(resolved, sink)
+    if resume:
+        check_same_data(folders.output_dir, setup.data.key)
+    checkpoint = _find_checkpoint(folders.output_dir, sink) if resume else None
+
+    # Loading a large model takes its time, and folders that can't be written should be known before.
+    prepare_folders(folders, resume=resume, recipe=recipe(config), data_key=setup.data.key)
+    model = _load_model(setup, sink)
+    gpu_memory = open_gpu_memory(setup.device.uuid) if setup.device.uuid is not None else None
+    recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, gpu_memory)
+    started_s = time.perf_counter()
+    try:
+        state, trainer = _train(setup, model, checkpoint, recorder)
+        return _finish(setup, folders, state, trainer, recorder, checkpoint, time.perf_counter() - started_s)
+    finally:
+        recorder.close()
+
+
+def _find_checkpoint(output_dir: Path, sink: EventSink) -> Path | None:
+    def tell_damage(path: Path, damage: str) -> None:
+        sink(Notice(f"Checkpoint {path.name} is left out: {damage}.", "warning"))
+
+    checkpoint = find_newest_valid(output_dir, tell_damage)
+    if checkpoint is not None:
+        sink(Notice(f"Going on from {checkpoint}."))
+        return checkpoint
+    if list_checkpoints(output_dir):
+        raise OutputFolderError(
+            f"No checkpoint in {output_dir} is whole, so there is nothing to resume from.",
+            "Start anew with --overwrite.",
+        )
+    sink(Notice(f"There is no checkpoint in {output_dir} to resume from; starting from the beginning.", "warning"))
+    return None
+
+
+def _load_model(setup: RunSetup, sink: EventSink) -> Any:
+    config = setup.config
+    sink(Phase("load and quantize the model"))
+    model = load_quantized(setup.source, setup.device, setup.precision, setup.attention)
+    lora = LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.seed)
+    peft_model = attach_lora(model, lora)
+    if config.gradient_checkpointing:
+        enable_checkpointing(peft_model)
+    return peft_model
+
+
+def _train(
+    setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRecorder
+) -> tuple["TrainerState", QloraTrainer]:
+    config = setup.config
+    first_step = checkpoint_step(checkpoint) if checkpoint is not None else 0
+    resumed_state = read_trainer_state(checkpoint) if checkpoint is not None else None
+    num_validation = _num_validation(setup)
+    with InterruptGuard() as guard:
+        trainer = QloraTrainer(
+            model,
+            make_arguments(
+                config,
+                device=setup.device,
+                precision=setup.precision,
+                optimizer=setup.optimizer,
+                num_steps=setup.num_steps,
+                has_validation=num_validation > 0,
+                validate_first=_lacks_validation(resumed_state, config.save_steps),
+            ),
+            sequences=setup.sequences,
+            validation=setup.data.validation,
+            effective_batch_size=config.effective_batch_size,
+            plan=ExecutionPlan(
+                micro_batch_size=config.per_device_train_batch_size,
+                validation_tokens=config.per_device_train_batch_size * _mean_length(setup),
+            ),
+            num_checkpoints_kept=config.save_total_limit,
+            num_workers=config.dataloader_num_workers,
+            guard=guard,
+            hooks=TrainerHooks(recorder.on_step, recorder.on_validation, recorder.on_checkpoint, recorder.on_interrupt),
+        )
+        recorder.tell(_started(setup, model, first_step))
+        _reset_peaks()
+        if resumed_state is not None and first_step >= setup.num_steps:
+            # The run had finished: only its final files are written again.
+            load_adapter_weights(model, _require(checkpoint))
+            trainer.state = resumed_state
+            return resumed_state, trainer
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    state = trainer.state
+    if guard.signal_name is not None and state.global_step < setup.num_steps:
+        saved = Path(config.output_dir) / f"checkpoint-{state.global_step}"
+        raise RunInterrupted(guard.signal_name, str(saved), state.global_step)
+    return state, trainer
+
+
+def _lacks_validation(state: "TrainerState | None", save_steps: int) -> bool:
+    """Return whether the loss at the step about to begin from is still unmeasured (start, or a pass cut short)."""
+    if state is None:
+        return True
+    is_due = state.global_step % save_steps == 0
+    return is_due and not any("eval_loss" in log and log["step"] == state.global_step for log in state.log_history)
+
+
+def _mean_length(setup: RunSetup) -> int:
+    if setup.config.packing:
+        return setup.config.max_length
+    return max(1, round(float(setup.data.train.lengths.mean())))
+
+
+def _num_validation(setup: RunSetup) -> int:
+    return len(setup.data.validation) if setup.data.validation is not None else 0
+
+
+def _require(checkpoint: Path | None) -> Path:
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _reset_peaks() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
+    config = setup.config
+    num_trainable, num_parameters = model.get_nb_trainable_parameters()
+    return RunStarted(
+        run_name=Path(config.save_dir).name,
+        model_name=config.model_name,
+        device=setup.device.name,
+        precision=setup.precision,
+        attention=setup.attention.description,
+        optimizer=setup.optimizer.description,
+        num_steps=setup.num_steps,
+        first_step=first_step,
+        num_epochs=_num_epochs(setup),
+        effective_batch_size=config.effective_batch_size,
+        micro_batch_size=config.per_device_train_batch_size,
+        num_train_samples=len(setup.data.train),
+        num_validation_samples=_num_validation(setup),
+        num_trainable_parameters=num_trainable,
+        num_parameters=num_parameters,
+    )
+
+
+def _num_epochs(setup: RunSetup) -> float:
+    steps_per_epoch = -(-len(setup.sequences) // setup.config.effective_batch_size)
+    return setup.num_steps / steps_per_epoch
+
+
+def _finish(
+    setup: RunSetup,
+    folders: RunFolders,
+    state: "TrainerState",
+    trainer: QloraTrainer,
+    recorder: RunRecorder,
+    checkpoint: Path | None,
+    duration_s: float,
+) -> TrainResult:
+    recorder.tell(Phase("save the adapter"))
+    result = _result(setup, folders, state, trainer, recorder, checkpoint, duration_s)
+    save_final_adapter(result, trainer, setup.tokenizer.tokenizer, folders)
+    return result
+
+
+def _result(
+    setup: RunSetup,
+    folders: RunFolders,
+    state: "TrainerState",
+    trainer: QloraTrainer,
+    recorder: RunRecorder,
+    checkpoint: Path | None,
+    duration_s: float,
+) -> TrainResult:
+    import torch
+
+    config = setup.config
+    is_cuda = setup.device.kind == "cuda"
+    losses = [(int(log["step"]), float(log["loss"])) for log in state.log_history if "loss" in log]
+    validation = [(int(log["step"]), float(log["eval_loss"])) for log in state.log_history if "eval_loss" in log]
+    num_trainable, num_parameters = trainer.model.get_nb_trainable_parameters()
+    tok_per_s, target_tok_per_s, step_s_median = recorder.rates()
+    return TrainResult(
+        run_name=folders.save_dir.name,
+        save_dir=str(folders.save_dir),
+        output_dir=str(folders.output_dir),
+        dsft_version=dsft.__version__,
+        versions=versions(),
+        config=config.model_dump(),
+        origins=setup.origins,
+        techniques=describe_techniques(setup),
+        notices=list(setup.notices),
+        model={
+            "name": config.model_name,
+            "revision": setup.source.commit or setup.source.revision,
+            "family": setup.source.model_config["model_type"],
+            "num_parameters": num_parameters,
+            "num_trainable_parameters": num_trainable,
+            "quantization": "NF4, double quantization",
+        },
+        tokenizer_fingerprint=setup.tokenizer.fingerprint,
+        template=setup.data.template.name,
+        data=setup.data.report.as_dict(),
+        num_steps=state.global_step,
+        num_epochs=_num_epochs(setup),
+        first_step=checkpoint_step(checkpoint) if checkpoint is not None else 0,
+        duration_s=duration_s,
+        train_tok_per_s=tok_per_s,
+        train_target_tok_per_s=target_tok_per_s,
+        step_s_median=step_s_median,
+        first_loss=losses[0][1],
+        final_loss=losses[-1][1],
+        losses=losses,
+        validation_losses=validation,
+        best_step=state.best_global_step if validation else None,
+        best_validation_loss=state.best_metric,
+        kept=config.keep,
+        peak_memory_allocated_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
+        peak_memory_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
+        peak_memory_device_bytes=recorder.peak_device_bytes,
+        peak_host_memory_bytes=peak_host_bytes(),
+        events=recorder.history,
+    )

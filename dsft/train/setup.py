@@ -1,0 +1,110 @@
+"""Everything a run decides and reads before the model loads; writes nothing outside the cache."""
+
+from dataclasses import dataclass
+
+from dsft.core.config.load import ResolvedConfig
+from dsft.core.config.schema import TrainConfig
+from dsft.core.data.packing import pack_sequences
+from dsft.core.data.prepare import PreparedData, prepare_data
+from dsft.core.models.attention import AttentionKernel, choose_attention
+from dsft.core.models.device import Device, Precision, resolve_device, resolve_precision
+from dsft.core.models.load import check_trainable
+from dsft.core.models.source import ModelSource, find_model
+from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
+from dsft.core.paths import cache_dir
+from dsft.train.arguments import OptimizerChoice, choose_optimizer, count_steps
+from dsft.train.batches import SequenceDataset
+from dsft.train.events import EventSink, Notice, Phase, PrepareProgress
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What a run will use."""
+
+    config: TrainConfig
+    origins: dict[str, str]
+    device: Device
+    precision: Precision
+    attention: AttentionKernel
+    optimizer: OptimizerChoice
+    source: ModelSource
+    tokenizer: LoadedTokenizer
+    data: PreparedData
+    sequences: SequenceDataset
+    num_steps: int
+    notices: tuple[str, ...]
+
+
+def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
+    """Decide device, kernels and optimizer, find the model, check its tokenizer and tokenize the data.
+
+    Raises:
+        DsftError: Whatever is wrong, before anything is loaded or written.
+    """
+    config = resolved.config
+    notices: list[str] = []
+
+    def tell(text: str | None) -> None:
+        if text is not None:
+            notices.append(text)
+            sink(Notice(text))
+
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    attention = choose_attention(config.use_flash_attention, device, precision)
+    tell(attention.notice)
+    optimizer = choose_optimizer(config, device)
+    tell(optimizer.notice)
+    sink(Phase("find the model"))
+    source = find_model(config.model_name, config.model_revision)
+    check_trainable(source, config.max_length)
+    sink(Phase("check the tokenizer"))
+    tokenizer = load_tokenizer(source)
+    sink(Phase("read the data"))
+    data = prepare_data(
+        config,
+        tokenizer.tokenizer,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        cache=cache_dir(),
+        on_rows=lambda num_rows: sink(PrepareProgress(num_rows)),
+    )
+    packs = pack_sequences(data.train.lengths, config.max_length, config.seed) if config.packing else None
+    sequences = SequenceDataset(data.train, packs)
+    return RunSetup(
+        config=config,
+        origins=dict(resolved.origins),
+        device=device,
+        precision=precision,
+        attention=attention,
+        optimizer=optimizer,
+        source=source,
+        tokenizer=tokenizer,
+        data=data,
+        sequences=sequences,
+        num_steps=count_steps(config, len(sequences)),
+        notices=tuple(notices),
+    )
+
+
+def describe_techniques(setup: RunSetup) -> dict[str, str]:
+    """Return each technique with one phrase about how this run uses it."""
+    config = setup.config
+    micro, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    num_samples, num_sequences = len(setup.data.train), len(setup.sequences)
+    return {
+        "QLoRA": f"NF4 4-bit weights, double quantization, {setup.precision} compute",
+        "LoRA": f"rank {config.lora_r}, alpha {config.lora_alpha:g}, all linear layers of each block",
+        "gradient checkpointing": "every block recomputes its activations" if config.gradient_checkpointing else "off",
+        "attention": setup.attention.description,
+        "optimizer": setup.optimizer.description,
+        "gradient accumulation": f"{micro} x {accumulation} = effective batch {config.effective_batch_size}, "
+        "loss normalised by the target tokens of the whole effective batch",
+        "mixed precision": {
+            "bf16": "bf16 compute, float32 LoRA weights",
+            "fp16": "fp16 compute with loss scaling, float32 LoRA weights",
+            "fp32": "off: float32 throughout",
+        }[setup.precision],
+        "packing": f"{num_samples} samples in {num_sequences} sequences of up to {config.max_length} tokens"
+        if config.packing
+        else "off; micro-batches are flat, without padding",
+    }

@@ -1,0 +1,390 @@
+"""transformers' Trainer with dsft's own training step, validation and checkpoints; knows no files but those."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from dsft.core.data.samples import TokenizedDataset
+from dsft.core.errors import CheckpointError, NonFiniteLossError
+from dsft.train.batches import (
+    EffectiveBatch,
+    EffectiveBatchLoader,
+    SequenceDataset,
+    flatten,
+    group_by_tokens,
+    split_into_micro_batches,
+)
+from dsft.train.checkpoint import checkpoint_step, remove_old_checkpoints, replace_folder, write_checkpoint
+from dsft.train.interrupt import InterruptGuard
+from dsft.train.loss import sum_target_losses
+
+BEST_ADAPTER = "adapter-best"
+"""Folder in the output folder that holds the adapter of the lowest validation loss."""
+
+BEST_RECORD = "best.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """How an optimizer step is run; decides speed and memory, never the result.
+
+    Attributes:
+        micro_batch_size: Sequences in one forward and backward pass.
+        validation_tokens: Most tokens in one validation pass, unless a single sample is longer.
+    """
+
+    micro_batch_size: int
+    validation_tokens: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step told.
+
+    Attributes:
+        step: Optimizer steps done, this one included.
+        epoch: Epochs done, with fraction.
+        loss: Mean cross-entropy over the step's targets, nats.
+        grad_norm: Norm of the gradient before clipping.
+        learning_rate: The rate the step was taken with.
+        num_tokens: Tokens of the step.
+        num_targets: Target tokens of the step.
+        duration_s: Wall time from the end of the step before.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    num_targets: int
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What one validation pass told: the mean cross-entropy over all targets, in nats."""
+
+    step: int
+    loss: float
+    num_targets: int
+    is_best: bool
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class TrainerHooks:
+    """Whom the trainer tells what."""
+
+    on_step: Callable[[StepReport], None]
+    on_validation: Callable[[ValidationReport], None]
+    on_checkpoint: Callable[[int, Path], None]
+    on_interrupt: Callable[[str], None]
+
+
+class QloraTrainer(Trainer):
+    """Trains LoRA weights on flat micro-batches, a whole effective batch in each step.
+
+    The Trainer is given the whole effective batch as one batch (its own accumulation is 1), because it has no seam to
+    regroup micro-batches; they are made in `training_step`.
+
+    Args:
+        model: A PEFT model with LoRA attached.
+        args: Trainer arguments from `make_arguments`.
+        sequences: What is trained on.
+        validation: What is held out, or None.
+        effective_batch_size: Sequences in an optimizer step.
+        plan: How a step is run.
+        num_checkpoints_kept: Older checkpoints are removed.
+        num_workers: Processes that load batches.
+        guard: Tells whether a signal came.
+        hooks: Whom to tell what.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        sequences: SequenceDataset,
+        validation: TokenizedDataset | None,
+        effective_batch_size: int,
+        plan: ExecutionPlan,
+        num_checkpoints_kept: int,
+        num_workers: int,
+        guard: InterruptGuard,
+        hooks: TrainerHooks,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=sequences,
+            eval_dataset=validation,
+            callbacks=[_Reporter(self), _Interrupter(self)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.plan = plan
+        self.hooks = hooks
+        self.guard = guard
+        self._sequences = sequences
+        self._validation = validation
+        self._effective_batch_size = effective_batch_size
+        self._num_checkpoints_kept = num_checkpoints_kept
+        self._num_workers = num_workers
+        self._is_interrupt_told = False
+        self.step_tokens = 0
+        self.step_targets = 0
+
+    # Batches
+
+    def get_train_dataloader(self) -> EffectiveBatchLoader:
+        """Return the loader of effective batches."""
+        return EffectiveBatchLoader(
+            self._sequences,
+            effective_batch_size=self._effective_batch_size,
+            seed=self.args.seed,
+            num_workers=self._num_workers,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[EffectiveBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[EffectiveBatch], None]:
+        """Return the next effective batch; targets are counted in `training_step`."""
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    def floating_point_ops(self, inputs: EffectiveBatch) -> int:
+        """Return 0: dsft reports tokens, and a LoRA step's operations are not what the Trainer counts."""
+        return 0
+
+    # The step
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: EffectiveBatch, num_items_in_batch: object = None
+    ) -> torch.Tensor:
+        """Run forward and backward over a whole effective batch.
+
+        The loss is the sum over all target tokens divided by their number in the whole effective batch, so it does
+        not depend on how the batch is split.
+
+        Returns:
+            The mean loss, float32, shape [], detached.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite; nothing was changed.
+        """
+        model.train()
+        micro_batches = split_into_micro_batches(inputs, self.plan.micro_batch_size)
+        num_targets = sum(batch.num_targets for batch in micro_batches)
+        self.step_targets = num_targets
+        self.step_tokens = sum(batch.num_tokens for batch in micro_batches)
+        total = torch.zeros((), device=self.args.device)
+        for batch in micro_batches:
+            self._tell_interrupt()
+            with self.compute_loss_context_manager():
+                loss = sum_target_losses(model, batch.to(self.args.device)) / max(num_targets, 1)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        if not math.isfinite(total.item()):
+            rows = sorted(sample.row for sequence in inputs for sample in sequence)
+            raise NonFiniteLossError(
+                f"The loss of step {self.state.global_step + 1} is {total.item()}; its samples are the rows "
+                f"{', '.join(map(str, rows[:32]))} of the data (counted from 0).",
+                "The optimizer was not stepped. Look at those rows, or lower --learning-rate, and go on with --resume.",
+            )
+        return total
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        norm: torch.Tensor = super()._clip_grad_norm(model)
+        # With fp16 an infinite norm is the loss scaler's business: it skips the step and lowers its scale.
+        if not self.args.fp16 and not torch.isfinite(norm):
+            raise NonFiniteLossError(
+                f"A gradient of step {self.state.global_step + 1} is {norm.item()}.",
+                "The optimizer was not stepped. Lower --learning-rate and go on with --resume.",
+            )
+        return norm
+
+    # Validation
+
+    def evaluate(self, *_args: object, **_kwargs: object) -> dict[str, float]:
+        """Measure the validation loss in passes no larger than a training micro-batch; no logits are kept.
+
+        Returns:
+            {"eval_loss": mean cross-entropy over all targets}, or {} if a signal ended the pass early.
+        """
+        assert self._validation is not None
+        started_s = time.perf_counter()
+        self.model.eval()
+        total = torch.zeros((), device=self.args.device, dtype=torch.float64)
+        num_targets = 0
+        for group in group_by_tokens(self._validation.lengths, self.plan.validation_tokens):
+            if self._tell_interrupt():
+                self.control.should_save = True
+                self.control.should_training_stop = True
+                return {}
+            batch = flatten([self._validation[int(index)] for index in group])
+            if batch.num_targets == 0:
+                continue
+            with torch.no_grad(), self.compute_loss_context_manager():
+                total += sum_target_losses(self.model, batch.to(self.args.device)).double()
+            num_targets += batch.num_targets
+        loss = total.item() / max(num_targets, 1)
+        is_best = self.state.best_metric is None or loss < self.state.best_metric
+        if is_best:
+            self.state.best_metric, self.state.best_global_step = loss, self.state.global_step
+            replace_folder(Path(self.args.output_dir) / BEST_ADAPTER, self._write_best_adapter)
+        metrics = {"eval_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.hooks.on_validation(
+            ValidationReport(self.state.global_step, loss, num_targets, is_best, time.perf_counter() - started_s)
+        )
+        return metrics
+
+    # Checkpoints
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write adapter_config.json and adapter_model.safetensors; needs no GPU memory beyond a tensor at a time."""
+        # Without save_embedding_layers=False PEFT asks the hub whether the vocabulary was resized.
+        self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        # PEFT writes a card of its own; dsft's stands with the final adapter.
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def _write_best_adapter(self, folder: Path) -> None:
+        self.save_adapter(folder)
+        best = {"step": self.state.best_global_step, "validation_loss": self.state.best_metric}
+        (folder / BEST_RECORD).write_text(json.dumps(best), encoding="utf-8")
+
+    def adopt_best_on_disk(self) -> None:
+        """Take the best validation loss from the adapter that is on disk.
+
+        A run killed after a validation and before its checkpoint has a newer best adapter than its checkpoint says.
+        """
+        try:
+            best = json.loads((Path(self.args.output_dir) / BEST_ADAPTER / BEST_RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            best = {"step": None, "validation_loss": None}
+        self.state.best_global_step, self.state.best_metric = best["step"], best["validation_loss"]
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        folder = Path(self.args.output_dir)
+        step = self.state.global_step
+        path = write_checkpoint(folder, step, self._write_checkpoint_files)
+        remove_old_checkpoints(folder, self._num_checkpoints_kept)
+        self.hooks.on_checkpoint(step, path)
+
+    def _write_checkpoint_files(self, folder: Path) -> None:
+        self.save_adapter(folder)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / TRAINER_STATE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_adapter_weights(self.model, Path(resume_from_checkpoint))
+
+    def _tell_interrupt(self) -> bool:
+        if self.guard.signal_name is not None and not self._is_interrupt_told:
+            self._is_interrupt_told = True
+            self.hooks.on_interrupt(self.guard.signal_name)
+        return self.guard.signal_name is not None
+
+
+class _Reporter(TrainerCallback):
+    """Turns the Trainer's log lines into step reports."""
+
+    def __init__(self, trainer: QloraTrainer) -> None:
+        self._trainer = trainer
+        self._last_s = time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._last_s = time.perf_counter()
+        if state.global_step > 0:
+            self._trainer.adopt_best_on_disk()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        now_s = time.perf_counter()
+        self._trainer.hooks.on_step(
+            StepReport(
+                step=state.global_step,
+                epoch=float(state.epoch or 0.0),
+                loss=logs["loss"],
+                grad_norm=float(logs["grad_norm"]),
+                learning_rate=logs["learning_rate"],
+                num_tokens=self._trainer.step_tokens,
+                num_targets=self._trainer.step_targets,
+                duration_s=now_s - self._last_s,
+            )
+        )
+        self._last_s = now_s
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._last_s = time.perf_counter()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._last_s = time.perf_counter()
+
+
+class _Interrupter(TrainerCallback):
+    """Ends training after the current step with a checkpoint, once a signal came."""
+
+    def __init__(self, trainer: QloraTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._trainer.guard.signal_name is not None:
+            control.should_evaluate = False
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def load_adapter_weights(model: Any, checkpoint: Path) -> None:
+    """Load LoRA weights into a model, every tensor or none.
+
+    Raises:
+        CheckpointError: Tensors are missing, unknown or of another shape.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    saved = load_file(checkpoint / ADAPTER_WEIGHTS)
+    present = get_peft_model_state_dict(model)
+    for name in sorted(saved.keys() | present.keys()):
+        if name not in saved or name not in present or saved[name].shape != present[name].shape:
+            raise CheckpointError(
+                f"{checkpoint / ADAPTER_WEIGHTS} does not fit this model: tensor {name} is "
+                f"{'missing' if name not in saved else 'unknown' if name not in present else 'of another shape'}.",
+                "Resume with the settings the run was started with, or start anew with --overwrite.",
+            )
+    set_peft_model_state_dict(model, saved)
+
+
+def read_trainer_state(checkpoint: Path) -> TrainerState:
+    """Read the state of a checkpoint: its step, its log and its best validation loss."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+    if state.global_step != checkpoint_step(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint / TRAINER_STATE} says step {state.global_step}.", "Remove that checkpoint and --resume again."
+        )
+    return state
