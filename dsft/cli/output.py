@@ -12,10 +12,13 @@ import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import PurePath
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console, RenderableType
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from dsft.cli.errors import Report
 
 _PIPED_WIDTH = 100
 """Columns of a table that is written into a file or pipe."""
@@ -75,6 +78,13 @@ class Output:
     def warn(self, text: str) -> None:
         """Warn on stderr, in every mode."""
         self.stderr.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+    def fail(self, report: "Report") -> None:
+        """Tell why the command ends, in every mode; in JSON mode as an object on stdout too."""
+        self.stderr.print(Text.assemble((f"{report.label}: ", "bold red"), report.found), soft_wrap=True)
+        if report.fix:
+            self.stderr.print(Text.assemble(("hint: ", "cyan"), report.fix), soft_wrap=True)
+        self.emit({"error": report})
 
 
 def to_json(value: object) -> str:

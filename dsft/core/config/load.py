@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _read_flags(flags: Mapping[str, Any]) -> _Layer:
     layer = {}
     for key, value in flags.items():
         name = key.replace("-", "_")
-        flag = "--" + name.replace("_", "-")
+        flag = ("--no-" if value is False else "--") + name.replace("_", "-")
         setting = describe_settings().get(name)
         is_written = isinstance(value, str) and setting is not None and setting.kind not in ("text", "choice")
         meaning = _read_value(name, read_scalar(value) if is_written else value)
@@ -143,22 +144,19 @@ def _read_value(name: str, value: object) -> object:
 
 def _find_problems(layer: _Layer) -> list[ConfigError]:
     settings = describe_settings()
-    problems = [
-        ConfigError(f"{_describe_unknown(name, entry)}.", _SEE_SETTINGS)
-        for name, entry in layer.items()
-        if name not in settings
-    ]
-    known = {name: entry for name, entry in layer.items() if name in settings}
+    wrong: set[str] = set()
     try:
-        TrainConfig.model_validate({name: entry.value for name, entry in known.items()}, strict=True)
+        values = {name: entry.value for name, entry in layer.items() if name in settings}
+        TrainConfig.model_validate(values, strict=True)
     except ValidationError as error:
         # Every layer is judged alone, so that an error shows even where a higher layer overrides the value.
         wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
-        problems += [
-            ConfigError(f"{_describe_wrong(settings[name], entry)}.", _SEE_SETTINGS)
-            for name, entry in known.items()
-            if name in wrong
-        ]
+    problems = []
+    for name, entry in layer.items():
+        if name not in settings:
+            problems.append(ConfigError(f"{_describe_unknown(name, entry)}.", _SEE_SETTINGS))
+        elif name in wrong:
+            problems.append(ConfigError(f"{_describe_wrong(settings[name], entry)}.", _SEE_SETTINGS))
     return problems
 
 
@@ -171,10 +169,12 @@ def _describe_unknown(name: str, entry: _Given) -> str:
 def _describe_wrong(setting: Setting, entry: _Given) -> str:
     text = " ".join(entry.source.split()) or "empty"
     shown = text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 1] + "…"
-    needs_quotes = setting.kind == "text" and isinstance(entry.value, bool | int | float)
-    suggestion = _suggest(text, setting.choices) if setting.choices else ""
-    quotes = " (put it in quotes)" if needs_quotes else ""
-    return f"{entry.subject} is {shown}, but must be {setting.requirement}{quotes}{suggestion}"
+    hint = _suggest(text, setting.choices) if setting.choices else ""
+    if setting.kind == "text" and isinstance(entry.value, bool | int | float):
+        hint = " (put it in quotes)"
+    elif isinstance(entry.value, float) and not isfinite(entry.value):
+        hint = " (and finite)"
+    return f"{entry.subject} is {shown}, but must be {setting.requirement}{hint}"
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:

@@ -67,7 +67,7 @@ class TrainConfig(BaseModel):
     lora_r: Annotated[int, Field(ge=1, le=1024)] = 64
     """LoRA rank."""
     lora_alpha: Annotated[float, Field(gt=0)] = 128
-    """LoRA alpha; the update is scaled by alpha / rank."""
+    """LoRA alpha; the update is scaled by alpha / rank. Twice the rank where only a rank is given."""
     lora_dropout: Fraction = 0.0
     """Dropout on the input of the LoRA branch."""
 

@@ -1,0 +1,156 @@
+"""The table of commands, and `main`, which every way of starting dsft ends in."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from dsft import __version__
+from dsft.cli.help import HelpfulCommand, HelpfulGroup
+from dsft.core.errors import ExitCode
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """A command's name, the function that is the command (imported when it is used), and its line of help."""
+
+    name: str
+    target: str
+    help: str
+
+
+COMMANDS = (
+    CommandEntry("train", "dsft.cli.train:train", "Fine-tune a model with QLoRA."),
+    CommandEntry("infer", "dsft.cli.infer:infer", "Generate text with a model or a trained adapter."),
+)
+
+
+class _LazyCommand(TyperCommand):
+    """Stands for a command in lists; `load` imports the real one."""
+
+    def __init__(self, entry: CommandEntry) -> None:
+        super().__init__(entry.name, help=entry.help)
+        self.entry = entry
+
+    def load(self) -> Any:
+        module, _, function = self.entry.target.partition(":")
+        app = typer.Typer(add_completion=False)
+        app.command(self.entry.name, cls=HelpfulCommand, help=self.help)(getattr(import_module(module), function))
+        return typer.main.get_command(app)
+
+
+class _LazyGroup(HelpfulGroup):
+    """The `dsft` command; imports only the subcommand that is used."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for entry in COMMANDS:
+            self.add_command(_LazyCommand(entry))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, _LazyCommand) else command, rest
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run dsft.
+
+    Args:
+        args: The command line without the program's name; None takes the process's own.
+
+    Returns:
+        The exit code (docs/exit-codes.md).
+    """
+    from dsft.cli.noise import silence_libraries
+
+    silence_libraries()
+    previous_handler = signal.signal(signal.SIGTERM, _raise_terminated)
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        exit_code = _run(arguments)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except BaseException as error:  # every way to end is mapped to an exit code here
+        return _end_with(error, use_json="--json" in arguments)
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
+    return exit_code
+
+
+def _run(arguments: list[str]) -> int:
+    command = build()
+    if "_DSFT_COMPLETE" in os.environ:
+        command.main(prog_name="dsft")  # a shell asks for completions; typer answers and exits
+    try:
+        with command.make_context("dsft", arguments or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code
+    return ExitCode.DONE
+
+
+def build() -> HelpfulGroup:
+    """Return the `dsft` command with all its subcommands, none of them imported."""
+    app = typer.Typer(
+        cls=_LazyGroup,
+        help="Fine-tune DeepSeek-Coder with QLoRA on one consumer GPU.",
+        epilog="`dsft COMMAND --help` shows a command's options. Dashes and underscores in names are the same.",
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "token_normalize_func": lambda token: token.replace("_", "-"),
+        },
+    )
+
+    @app.callback()
+    def dsft(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        ] = False,
+    ) -> None: ...
+
+    command = typer.main.get_command(app)
+    if not isinstance(command, HelpfulGroup):
+        raise TypeError("a typer application with a callback is a group")
+    return command
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dsft {__version__}")
+        raise typer.Exit
+
+
+def _raise_terminated(*_: object) -> NoReturn:
+    from dsft.cli.errors import Terminated
+
+    raise Terminated
+
+
+def _end_with(error: BaseException, *, use_json: bool) -> int:
+    from dsft.cli.errors import report
+    from dsft.cli.noise import is_debugging
+    from dsft.cli.output import Output, discard_output, is_pipe_closed
+
+    if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+        return int(error.code or 0) if error.code is None or isinstance(error.code, int) else ExitCode.FAILURE
+    # Some libraries turn a closed pipe into SystemExit; a broken pipe to a process of our own is no such thing.
+    if isinstance(error, SystemExit) or (isinstance(error, BrokenPipeError) and is_pipe_closed()):
+        discard_output()
+        return ExitCode.DONE
+    if is_debugging():
+        import traceback
+
+        traceback.print_exception(error)
+    told = report(error)
+    try:
+        Output(use_json=use_json).fail(told)
+    except OSError:
+        discard_output()
+    return told.exit_code

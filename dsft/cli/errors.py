@@ -1,0 +1,120 @@
+"""What an exception means to the user: message, hint and exit code; decides nothing and prints nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import typer
+
+from dsft.cli.noise import is_debugging
+from dsft.core.errors import DsftError, ExitCode, RunInterrupted
+
+_UsageError = typer.BadParameter.__base__ or typer.BadParameter
+"""The base of every error in how a command line is written; typer names it only through this class."""
+
+_HUB_PACKAGES = frozenset({"huggingface_hub", "httpx", "httpcore", "requests", "urllib3"})
+
+_HUB_WAYS_ON = (
+    "Check the name and the connection, or go on without the hub: `--dataset FILE`, `--model-name DIR`, "
+    "or `--preset tiny`, which needs neither."
+)
+
+
+class Terminated(BaseException):
+    """SIGTERM came while no run was there to save a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the user is told about an exception.
+
+    Attributes:
+        kind: Class name of the error, for programs.
+        found: What was found, and where.
+        fix: What to do about it, or empty.
+        exit_code: The process's exit code.
+        label: First word of the message.
+    """
+
+    kind: str
+    found: str
+    fix: str
+    exit_code: ExitCode
+    label: str = "error"
+
+
+def report(error: BaseException) -> Report:
+    """Return what the user is told about an exception, expected or not."""
+    if isinstance(error, DsftError):
+        return Report(type(error).__name__, error.found, error.fix, error.exit_code)
+    for describe in (_report_stop, _report_usage, _report_hub, _report_memory, _report_file):
+        found = describe(error)
+        if found is not None:
+            return found
+    message = " ".join(str(error).split())
+    return Report(
+        kind="UnexpectedError",
+        found=f"unexpected error (a bug in dsft): {type(error).__name__}{': ' if message else ''}{message}",
+        fix="" if is_debugging() else "Set DSFT_DEBUG=1 to see where it happened.",
+        exit_code=ExitCode.FAILURE,
+    )
+
+
+def _report_stop(error: BaseException) -> Report | None:
+    if isinstance(error, RunInterrupted):
+        found = f"{error.signal_name} after step {error.step}; a checkpoint is saved in {error.checkpoint}."
+        fix = "The same command with --resume goes on from there."
+        return Report("RunInterrupted", found, fix, error.exit_code, label="stopped")
+    if isinstance(error, KeyboardInterrupt):
+        return Report("Interrupted", "SIGINT; no checkpoint was saved.", "", ExitCode.INTERRUPTED, label="stopped")
+    if isinstance(error, Terminated):
+        return Report("Terminated", "SIGTERM; no checkpoint was saved.", "", ExitCode.TERMINATED, label="stopped")
+    return None
+
+
+def _report_usage(error: BaseException) -> Report | None:
+    if not isinstance(error, _UsageError):
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "dsft COMMAND"
+    fix = f"`{command} --help` shows what it takes."
+    option = getattr(error, "option_name", None)
+    possibilities = getattr(error, "possibilities", None)
+    if option is not None and possibilities is not None:
+        found = f"{command} has no option {option}."
+        fix = f"Did you mean {' or '.join(sorted(possibilities))}? {fix}" if possibilities else fix
+    else:
+        found = error.format_message()  # type: ignore[attr-defined]  # of typer's exceptions
+    return Report("UsageError", found, fix, ExitCode.WRONG_INPUT)
+
+
+def _report_hub(error: BaseException) -> Report | None:
+    """A hub error that reached the top: core raises UnreachableHubError itself wherever it asks the hub."""
+    for cause in _causes(error):
+        if type(cause).__module__.partition(".")[0] in _HUB_PACKAGES:
+            first_line = str(cause).strip().partition("\n")[0] or type(cause).__name__
+            return Report(
+                "UnreachableHubError", f"the model hub gave nothing: {first_line}", _HUB_WAYS_ON, ExitCode.WRONG_INPUT
+            )
+    return None
+
+
+def _report_memory(error: BaseException) -> Report | None:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        first_line = str(error).strip().partition("\n")[0]
+        found = f"out of memory{': ' if first_line else ''}{first_line}"
+        fix = "Try a smaller --max-length or --lora-r, or close other programs that use the memory."
+        return Report("DoesNotFitError", found, fix, ExitCode.DOES_NOT_FIT)
+    return None
+
+
+def _report_file(error: BaseException) -> Report | None:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return Report("FileError", f"{place}{error.strerror}.", "Check path, permissions and free space.", ExitCode.FAILURE)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

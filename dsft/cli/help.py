@@ -1,0 +1,77 @@
+"""The help pages: names and values in one column, never cut, what they do in the other; knows no command by name."""
+
+from collections import defaultdict
+from typing import Any
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+_Row = tuple[str, Text]
+
+
+class HelpfulCommand(TyperCommand):
+    """A command whose help is drawn here."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
+        """Write the help page to stdout."""
+        _write_help(self, ctx)
+
+
+class HelpfulGroup(TyperGroup):
+    """A group of commands whose help is drawn here."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
+        """Write the help page to stdout."""
+        _write_help(self, ctx)
+
+
+def _write_help(command: Any, ctx: Any) -> None:
+    from dsft.cli.output import Output
+
+    console = Output().stdout
+    console.print(Text(command.get_usage(ctx), style="bold"), soft_wrap=True)
+    console.print(Padding(Text(command.help or ""), (1, 2)))
+    sections: defaultdict[str, list[_Row]] = defaultdict(list)
+    if isinstance(command, TyperGroup):
+        sections["Commands"] = [(name, Text(entry.help or "")) for name, entry in command.commands.items()]
+    own: list[_Row] = []
+    for parameter in command.get_params(ctx):
+        if not getattr(parameter, "hidden", False):
+            panel = getattr(parameter, "rich_help_panel", None) or ""
+            rows = (
+                sections["Arguments"] if parameter.param_type_name == "argument" else sections[panel] if panel else own
+            )
+            rows.append((_name(parameter), _describe(parameter)))
+    sections["Options"] = own
+    for title, rows in sections.items():
+        console.print(_section(title, rows))
+    if command.epilog:
+        console.print(Text(command.epilog, style="dim"))
+
+
+def _section(title: str, rows: list[_Row]) -> Padding:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 1))
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(overflow="fold")
+    for name, description in rows:
+        table.add_row(Text(name), description)
+    return Padding(table, (0, 0, 1, 1))
+
+
+def _name(parameter: Any) -> str:
+    value = parameter.metavar or parameter.name.upper()
+    if parameter.param_type_name == "argument":
+        return str(value) if parameter.required else f"[{value}]"
+    names = ", ".join(sorted(parameter.opts, key=len))
+    if parameter.secondary_opts:
+        return f"--[no-]{names.removeprefix('--')}"
+    return names if parameter.is_flag else f"{names} {value}"
+
+
+def _describe(parameter: Any) -> Text:
+    default = parameter.default if getattr(parameter, "show_default", False) else None
+    if parameter.param_type_name == "option" and parameter.is_flag:
+        default = ("on" if default else "off") if parameter.secondary_opts else None
+    return Text.assemble(parameter.help or "", ("" if default is None else f" [default: {default}]", "dim"))
