@@ -1,5 +1,6 @@
 """From samples to the flat micro-batches the model sees, and the order in which an epoch visits them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +127,7 @@ class EffectiveBatchSampler(Sampler[list[int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self._num_sequences // self._effective_batch_size)
+        return math.ceil(self._num_sequences / self._effective_batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self._num_sequences)

@@ -103,7 +103,8 @@ Event = Notice | Phase | PrepareProgress | RunStarted | StepDone | Validated | C
 class EventSink(Protocol):
     """Receives a run's events, in order, from the training thread."""
 
-    def __call__(self, event: Event, /) -> None: ...
+    def __call__(self, event: Event, /) -> None:
+        """Take one event."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class TrainResult:
     origins: dict[str, str]
     """Field name to where its value came from."""
     techniques: dict[str, str]
-    """Technique to one phrase about how it was used in this run, e.g. "QLoRA": "NF4, double quantization, bf16 compute"."""
+    """Technique to one phrase about how this run used it, e.g. "QLoRA" to "NF4, double quantization"."""
     notices: list[str]
     model: dict[str, object]
     """name, revision, fingerprint, num_parameters, num_trainable_parameters, quantization."""

@@ -169,9 +169,9 @@ def _train(
         )
         recorder.tell(_started(setup, model, first_step))
         _reset_peaks()
-        if resumed_state is not None and first_step >= setup.num_steps:
+        if checkpoint is not None and resumed_state is not None and first_step >= setup.num_steps:
             # The run had finished: only its final files are written again.
-            load_adapter_weights(model, _require(checkpoint))
+            load_adapter_weights(model, checkpoint)
             trainer.state = resumed_state
             return resumed_state, trainer
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
@@ -198,11 +198,6 @@ def _mean_length(setup: RunSetup) -> int:
 
 def _num_validation(setup: RunSetup) -> int:
     return len(setup.data.validation) if setup.data.validation is not None else 0
-
-
-def _require(checkpoint: Path | None) -> Path:
-    assert checkpoint is not None
-    return checkpoint
 
 
 def _reset_peaks() -> None:

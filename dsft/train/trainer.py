@@ -223,7 +223,8 @@ class QloraTrainer(Trainer):
         Returns:
             {"eval_loss": mean cross-entropy over all targets}, or {} if a signal ended the pass early.
         """
-        assert self._validation is not None
+        if self._validation is None:
+            raise ValueError("there is no validation data")
         started_s = time.perf_counter()
         self.model.eval()
         total = torch.zeros((), device=self.args.device, dtype=torch.float64)

@@ -7,6 +7,7 @@ flash-attn package, PyTorch's own variable-length flash kernel, and scaled_dot_p
 
 import importlib.util
 import inspect
+import itertools
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,7 +123,7 @@ def attend_per_sample(
             scale=scaling,
             enable_gqa=is_grouped,
         )
-        for start, end in zip(bounds, bounds[1:], strict=False)
+        for start, end in itertools.pairwise(bounds)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 

@@ -1,0 +1,259 @@
+"""The training step, validation and resume of QloraTrainer, on a random Llama with NF4 weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from dsft.core.config.schema import TrainConfig
+from dsft.core.data.samples import Sample
+from dsft.core.errors import CheckpointError, NonFiniteLossError
+from dsft.core.models.device import Device
+from dsft.train.arguments import choose_optimizer, make_arguments
+from dsft.train.batches import SequenceDataset, flatten
+from dsft.train.checkpoint import find_damage, list_checkpoints
+from dsft.train.interrupt import InterruptGuard
+from dsft.train.loss import sum_target_losses
+from dsft.train.trainer import ExecutionPlan, QloraTrainer, TrainerHooks, load_adapter_weights
+from tests.unit.train.random_samples import ListDataset, make_samples
+
+CPU = Device("cpu", "CPU")
+
+
+class Run:
+    """A trainer and what it told."""
+
+    def __init__(self, model, folder: Path, *, micro: int = 1, steps: int = 4, save_steps: int = 2, **options):
+        self.losses: list[float] = []
+        self.validation: list[tuple[int, float]] = []
+        self.checkpoints: list[Path] = []
+        self.guard = InterruptGuard()
+        self.on_step = options.pop("on_step", lambda report: None)
+        config = TrainConfig(
+            output_dir=str(folder),
+            max_steps=steps,
+            save_steps=save_steps,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=4 // micro,
+            learning_rate=1e-2,
+        )
+        samples = options.pop("samples", make_samples(10))
+        validation = options.pop("validation", None)
+        self.trainer = QloraTrainer(
+            model,
+            make_arguments(
+                config,
+                device=CPU,
+                precision="fp32",
+                optimizer=choose_optimizer(config, CPU),
+                num_steps=steps,
+                has_validation=validation is not None,
+                validate_first=True,
+            ),
+            sequences=SequenceDataset(samples),
+            validation=validation,
+            effective_batch_size=4,
+            plan=ExecutionPlan(micro_batch_size=micro, validation_tokens=50),
+            num_checkpoints_kept=2,
+            num_workers=0,
+            guard=self.guard,
+            hooks=TrainerHooks(
+                self._take_step,
+                lambda report: self.validation.append((report.step, report.loss)),
+                lambda step, path: self.checkpoints.append(path),
+                lambda name: None,
+            ),
+        )
+
+    def _take_step(self, report) -> None:
+        self.losses.append(report.loss)
+        self.on_step(report)
+
+    def train(self, resume: Path | None = None) -> "Run":
+        self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        return self
+
+
+def lora_weights(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def losses_of_each_target(model, samples) -> list[torch.Tensor]:
+    """The plain way: each sample alone through the model, all logits."""
+    results = []
+    for sample in samples:
+        ids = torch.from_numpy(sample.token_ids)[None]
+        bounds = torch.tensor([0, ids.shape[1]], dtype=torch.int32)
+        logits = model(input_ids=ids, cu_seq_lens_q=bounds, use_cache=False).logits[0]
+        labels = torch.where(torch.from_numpy(sample.is_target), ids[0], -100)
+        results.append(cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="none")[labels[1:] != -100])
+    return results
+
+
+def test_only_lora_weights_train_and_they_are_float32(load_model):
+    model = load_model()
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names and all("lora_" in name for name in names)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    targets = {name.split(".lora_")[0].rpartition(".")[2] for name in names}
+    assert targets == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_the_loss_of_a_flat_batch_is_the_sum_of_its_samples_alone(load_model):
+    model = load_model().eval()
+    samples = [make_samples(6)[i] for i in range(6)]
+    with torch.no_grad():
+        flat = sum_target_losses(model, flatten(samples))
+        alone = torch.cat(losses_of_each_target(model, samples))
+    torch.testing.assert_close(flat, alone.sum(), rtol=1e-5, atol=0)
+
+
+def test_a_sample_does_not_feel_the_others_in_its_batch(load_model):
+    """Bit for bit: changing every token of the middle sample leaves the logits of the others as they were."""
+    model = load_model().eval()
+    data = make_samples(3)
+    first, middle, last = data[0], data[1], data[2]
+    other = Sample((middle.token_ids + 1) % 128, middle.is_target, 1)
+
+    def logits(samples):
+        batch = flatten(samples)
+        with torch.no_grad():
+            return model(
+                input_ids=batch.input_ids, position_ids=batch.position_ids, cu_seq_lens_q=batch.sample_bounds
+            ).logits[0]
+
+    before, after = logits([first, middle, last]), logits([first, other, last])
+    start, end = len(first.token_ids), len(first.token_ids) + len(middle.token_ids)
+    assert torch.equal(before[:start], after[:start])
+    assert torch.equal(before[end:], after[end:])
+    assert not torch.equal(before[start:end], after[start:end])
+
+
+def test_losses_and_weights_do_not_depend_on_the_micro_batch(load_model, tmp_path: Path):
+    results = {}
+    for micro in (1, 2, 4):
+        model = load_model()
+        run = Run(model, tmp_path / str(micro), micro=micro).train()
+        results[micro] = (run.losses, lora_weights(model))
+    for micro in (2, 4):
+        np.testing.assert_allclose(results[micro][0], results[1][0], rtol=2e-5)
+        for name, weight in results[1][1].items():
+            torch.testing.assert_close(results[micro][1][name], weight, rtol=1e-3, atol=2e-5)
+
+
+def test_the_step_loss_is_the_mean_over_all_targets_of_the_effective_batch(load_model, tmp_path: Path):
+    model = load_model()
+    samples = make_samples(4)
+    with torch.no_grad():
+        expected = torch.cat(losses_of_each_target(model.eval(), [samples[i] for i in range(4)])).mean().item()
+    run = Run(model, tmp_path, steps=1, samples=samples).train()
+    assert run.losses[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_repeats_bit_for_bit(load_model, tmp_path: Path):
+    first, second = (Run(load_model(dropout=0.1), tmp_path / name).train() for name in "ab")
+    assert first.losses == second.losses
+
+
+@pytest.mark.parametrize("resume_from", [2, 3])
+def test_a_resumed_run_goes_on_bit_for_bit(load_model, tmp_path: Path, resume_from: int):
+    """With dropout, so that the random state counts too; 10 samples in batches of 4 make epochs of 3 steps."""
+    whole_model = load_model(dropout=0.1)
+    whole = Run(whole_model, tmp_path / "whole", steps=7, save_steps=resume_from).train()
+    stopped = Run(load_model(dropout=0.1), tmp_path / "stopped", steps=7, save_steps=resume_from)
+
+    def stop(report):
+        if report.step == resume_from:
+            stopped.guard.signal_name = "SIGTERM"
+
+    stopped.on_step = stop
+    stopped.train()
+    checkpoint = list_checkpoints(tmp_path / "stopped")[0]
+    # on_step is told after the step's end, so the stop takes effect at the next one
+    done = int(checkpoint.name.rpartition("-")[2])
+    assert done == resume_from + 1
+    model = load_model(dropout=0.1)
+    resumed = Run(model, tmp_path / "stopped", steps=7, save_steps=resume_from).train(checkpoint)
+    assert stopped.losses + resumed.losses == whole.losses
+    for name, weight in lora_weights(whole_model).items():
+        assert torch.equal(lora_weights(model)[name], weight)
+
+
+def test_checkpoints_are_sealed_and_the_last_two_are_kept(load_model, tmp_path: Path):
+    run = Run(load_model(), tmp_path, steps=6, save_steps=2).train()
+    assert [path.name for path in run.checkpoints] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    kept = list_checkpoints(tmp_path)
+    assert [path.name for path in kept] == ["checkpoint-6", "checkpoint-4"]
+    assert all(find_damage(path) is None for path in kept)
+    assert not list(tmp_path.rglob("training_args.bin"))
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6", "checkpoint-4"}
+
+
+def test_validation_is_the_mean_over_all_targets_and_keeps_the_best(load_model, tmp_path: Path):
+    validation = make_samples(5, seed=9)
+    model = load_model()
+    with torch.no_grad():
+        expected = torch.cat(losses_of_each_target(model.eval(), [validation[i] for i in range(5)])).mean().item()
+    run = Run(model, tmp_path, validation=validation).train()
+    assert [step for step, _ in run.validation] == [0, 2, 4]
+    assert run.validation[0][1] == pytest.approx(expected, rel=1e-5)
+    best_step, best_loss = min(run.validation, key=lambda point: point[1])
+    assert (run.trainer.state.best_global_step, run.trainer.state.best_metric) == (best_step, best_loss)
+    fresh = load_model()
+    load_adapter_weights(fresh, tmp_path / "adapter-best")
+    with torch.no_grad():
+        loss = torch.cat(losses_of_each_target(fresh.eval(), [validation[i] for i in range(5)])).mean().item()
+    assert loss == pytest.approx(best_loss, rel=1e-5)
+
+
+def test_a_validation_pass_leaves_the_gradients_alone(load_model, tmp_path: Path):
+    """On CPUs with AVX512-BF16 bitsandbytes repacks weights in evaluation mode, and gradients then go missing."""
+    data = make_samples(4)
+
+    def gradients(validate_first: bool) -> list[torch.Tensor]:
+        model = load_model()
+        run = Run(model, tmp_path / str(validate_first), validation=make_samples(3, seed=5))
+        if validate_first:
+            run.trainer.evaluate()
+        run.trainer.create_optimizer()
+        run.trainer.training_step(model, [[data[i]] for i in range(4)])
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    for before, after in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(before, after)
+        assert before.abs().max() > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(load_model, tmp_path: Path):
+    model = load_model()
+    before = lora_weights(model)
+    run = Run(model, tmp_path, samples=make_samples(4))
+    next(p for p in model.parameters() if not p.requires_grad and p.dtype == torch.float32).data.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"step 1 is nan.*rows 0, 1, 2, 3"):
+        run.train()
+    assert all(torch.equal(before[name], weight) for name, weight in lora_weights(model).items())
+    assert not list_checkpoints(tmp_path)
+
+
+def test_an_adapter_with_a_missing_tensor_is_refused(load_model, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    model = load_model()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="missing"):
+        load_adapter_weights(load_model(), tmp_path)
+
+
+def test_empty_targets_in_a_batch_change_nothing(load_model, tmp_path: Path):
+    """A sample without targets adds nothing to the loss and nothing to its normalisation."""
+    samples = make_samples(3)
+    silent = Sample(np.arange(9), np.zeros(9, dtype=bool), 3)
+    with_silent = Run(load_model(), tmp_path / "a", steps=1, samples=ListDataset([*samples, silent])).train()
+    without = Run(load_model(), tmp_path / "b", steps=1, samples=samples).train()
+    assert with_silent.losses[0] == pytest.approx(without.losses[0], rel=1e-5)
