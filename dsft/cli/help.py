@@ -14,7 +14,7 @@ _Row = tuple[str, Text]
 class HelpfulCommand(TyperCommand):
     """A command whose help is drawn here."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page to stdout."""
         _write_help(self, ctx)
 
@@ -22,7 +22,7 @@ class HelpfulCommand(TyperCommand):
 class HelpfulGroup(TyperGroup):
     """A group of commands whose help is drawn here."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  # typer's signature
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page to stdout."""
         _write_help(self, ctx)
 

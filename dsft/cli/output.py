@@ -88,7 +88,7 @@ class Output:
 
 
 def to_json(value: object) -> str:
-    """Return a value as JSON on one line: dataclasses as objects, paths as text, NaN and infinity as null."""
+    """Return a value as JSON on one line: dataclasses and models as objects, paths as text, NaN as null."""
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 
@@ -127,6 +127,8 @@ def _is_reader_gone(stream: Any) -> bool:
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return _plain(value.model_dump())
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -69,7 +69,7 @@ def _show_dry_run(resolved: "ResolvedConfig", output: Output) -> None:
     with open_progress(output) as sink:
         dry = dry_run(resolved, sink=sink)
     output.show(render_data_report(dry.report))
-    output.show(render_sample(dry.sample))
+    output.show(render_sample(dry.preview))
     output.emit(_record(dry))
 
 

@@ -1,0 +1,55 @@
+"""What every test gets: an environment of its own, the shared material, and a way to run the command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# huggingface_hub reads these once, when it is imported: before any test can set them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+RunDsft = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep tests from the user's caches and from settings of the shell they are started in."""
+    home = tmp_path_factory.mktemp("home")
+    for variable, folder in (("XDG_CACHE_HOME", "cache"), ("XDG_STATE_HOME", "state"), ("HF_HOME", "huggingface")):
+        monkeypatch.setenv(variable, str(home / folder))
+    for variable in ("DSFT_DEBUG", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The material beside the repository; tests that need it are skipped where it is missing."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("there is no ../shared beside the repository")
+    return folder
+
+
+@pytest.fixture
+def run_dsft(tmp_path: Path) -> RunDsft:
+    """Run `dsft` as a process of its own: `run_dsft("train", "--dry-run", cwd=..., input=..., timeout=...)`."""
+
+    def run(*args: str, **options: object) -> "subprocess.CompletedProcess[str]":
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-m", "dsft", *args]
+        settings = {"cwd": tmp_path, "env": environment, "timeout": 120} | options
+        return subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
+
+    return run
