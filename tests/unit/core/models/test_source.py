@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dsft.core.errors import ModelError, UnreachableHubError
+from dsft.core.models.load import check_trainable
+from dsft.core.models.source import ModelSource, find_model
+
+
+def write_model(folder: Path, **config) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    return folder
+
+
+def test_a_local_folder_is_found(tmp_path: Path):
+    source = find_model(str(write_model(tmp_path / "m")))
+    assert source.is_local
+    assert source.load_arguments == {"local_files_only": True, "trust_remote_code": False}
+
+
+def test_a_relative_folder_without_a_dot_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_model(tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert find_model("models/mine").location == str((tmp_path / "models" / "mine").resolve())
+
+
+@pytest.mark.parametrize("name", ["./missing", "/no/such/folder", "~/no/such/folder", "builtin:nothing", "a/b/c"])
+def test_a_missing_folder_is_no_hub_id(name: str):
+    with pytest.raises(ModelError, match="no model folder"):
+        find_model(name)
+
+
+def test_a_builtin_name_cannot_leave_the_presets():
+    with pytest.raises(ModelError):
+        find_model("builtin:../../etc")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_a_folder_without_a_usable_config_is_refused(tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        find_model(str(tmp_path))
+
+
+def test_an_adapter_is_named_as_such(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="adapter"):
+        find_model(str(tmp_path))
+
+
+def test_an_unreachable_hub_names_the_ways_on():
+    with pytest.raises(UnreachableHubError, match=r"--model-name DIR.*--preset tiny"):
+        find_model("deepseek-ai/deepseek-coder-6.7b-base")
+
+
+def source(**config) -> ModelSource:
+    return ModelSource("m", "/m", None, None, {"model_type": "llama", **config})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gemma2"}, "family gemma2"),
+        ({"quantization_config": {}}, "quantized already"),
+        ({"max_position_embeddings": 512}, "512 positions"),
+        ({"model_type": "mistral", "sliding_window": 512}, "window of 512"),
+    ],
+)
+def test_models_that_cannot_be_trained_exactly_are_refused(config: dict, message: str):
+    with pytest.raises(ModelError, match=message):
+        check_trainable(source(**config), max_length=1024)
+
+
+def test_the_model_dsft_is_for_is_accepted(shared: Path):
+    config = json.loads((shared / "assets" / "deepseek-coder-6.7b" / "config.json").read_text())
+    check_trainable(ModelSource("m", "/m", None, None, config), max_length=16384)
+    check_trainable(source(model_type="qwen2", sliding_window=512, use_sliding_window=False), max_length=1024)

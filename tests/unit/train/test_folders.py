@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dsft.core.errors import OutputFolderError
+from dsft.train.checkpoint import write_checkpoint
+from dsft.train.folders import RunFolders, check_folders, check_same_data, prepare_folders
+
+RECIPE = {"lora_r": 8, "learning_rate": 2e-4}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> RunFolders:
+    return RunFolders(tmp_path / "results", tmp_path / "trained")
+
+
+def start(folders: RunFolders) -> None:
+    prepare_folders(folders, resume=False, recipe=RECIPE, data_key="data")
+    write_checkpoint(folders.output_dir, 5, lambda folder: None)
+
+
+def check(folders: RunFolders, *, resume: bool = False, overwrite: bool = False, recipe=RECIPE) -> None:
+    check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe)
+
+
+def test_new_folders_are_free(folders: RunFolders):
+    check(folders)
+    assert not folders.output_dir.exists()
+
+
+def test_a_folder_with_a_run_is_refused_naming_both_ways_on(folders: RunFolders):
+    start(folders)
+    with pytest.raises(OutputFolderError, match=r"already holds a run.*--resume.*--overwrite"):
+        check(folders)
+    check(folders, resume=True)
+    check(folders, overwrite=True)
+
+
+def test_a_save_folder_with_a_model_is_refused(folders: RunFolders):
+    folders.save_dir.mkdir()
+    (folders.save_dir / "adapter_config.json").touch()
+    with pytest.raises(OutputFolderError, match=r"trained model.*--resume.*--overwrite"):
+        check(folders)
+
+
+def test_resuming_with_other_settings_names_them(folders: RunFolders):
+    start(folders)
+    with pytest.raises(OutputFolderError, match="lora_r was 8 and is 16"):
+        check(folders, resume=True, recipe=RECIPE | {"lora_r": 16})
+
+
+def test_resuming_on_other_data_is_refused(folders: RunFolders):
+    start(folders)
+    check_same_data(folders.output_dir, "data")
+    with pytest.raises(OutputFolderError, match="data"):
+        check_same_data(folders.output_dir, "other")
+
+
+def test_overwriting_removes_the_runs_own_files_only(folders: RunFolders):
+    start(folders)
+    mine = folders.output_dir / "notes.txt"
+    mine.write_text("keep")
+    prepare_folders(folders, resume=False, recipe=RECIPE, data_key="data")
+    assert {path.name for path in folders.output_dir.iterdir()} == {"notes.txt", "run.json"}
+
+
+def test_resuming_keeps_checkpoints(folders: RunFolders):
+    start(folders)
+    prepare_folders(folders, resume=True, recipe=RECIPE, data_key="data")
+    assert (folders.output_dir / "checkpoint-5").is_dir()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"other": 1})])
+def test_a_damaged_record_is_no_traceback(folders: RunFolders, content: str):
+    start(folders)
+    (folders.output_dir / "run.json").write_text(content)
+    with pytest.raises(OutputFolderError, match="damaged"):
+        check(folders, resume=True)
+
+
+def test_a_file_or_one_folder_for_both_is_refused(folders: RunFolders, tmp_path: Path):
+    folders.output_dir.write_text("")
+    with pytest.raises(OutputFolderError, match="is a file"):
+        check(folders)
+    with pytest.raises(OutputFolderError, match="both"):
+        check(RunFolders(tmp_path / "x", tmp_path / "x"))
