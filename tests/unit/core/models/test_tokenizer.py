@@ -96,8 +96,5 @@ def test_the_fingerprint_follows_what_decides_the_ids(model_dir: Path):
 def test_look_alikes_of_fim_tokens_are_known_as_plain_text():
     vectors = dict(DEEPSEEK_CODER.vectors)
     assert len(vectors["<|fim_begin|>"].split()) > 1
-    assert copy.copy(vectors["<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>"]).split()[::2] == [
-        "32016",
-        "32015",
-        "32017",
-    ]
+    ids = vectors["<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>"].split()
+    assert ids[::2] == ["32016", "32015", "32017"]
