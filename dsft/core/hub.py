@@ -11,8 +11,7 @@ def is_hub_reachable() -> bool:
     """Return whether the hub answers within a few seconds; False in offline mode (HF_HUB_OFFLINE)."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)

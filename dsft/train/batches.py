@@ -48,14 +48,17 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return the batch on a device."""
-        move = {"device": device, "non_blocking": True}
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
         return MicroBatch(
-            self.input_ids.to(**move),
-            self.position_ids.to(**move),
-            self.sample_bounds.to(**move),
-            self.longest,
-            self.logit_positions.to(**move),
-            self.labels.to(**move),
+            input_ids=move(self.input_ids),
+            position_ids=move(self.position_ids),
+            sample_bounds=move(self.sample_bounds),
+            longest=self.longest,
+            logit_positions=move(self.logit_positions),
+            labels=move(self.labels),
         )
 
 

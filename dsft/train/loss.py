@@ -1,7 +1,7 @@
 """The loss of a micro-batch: summed cross-entropy over its target tokens, and nothing but those."""
 
 import inspect
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,17 +27,17 @@ def sum_target_losses(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor
         "max_length_k": batch.longest,
     }
     # [1, num_targets, vocabulary] -> [num_targets, vocabulary]
-    if _takes_logit_positions(type(_innermost(model))):
+    if _takes_logit_positions(_innermost_class(model)):
         logits = model(**arguments, logits_to_keep=batch.logit_positions).logits.squeeze(0)
     else:
         logits = model(**arguments).logits.squeeze(0)[batch.logit_positions]
     return cross_entropy(logits.float(), batch.labels, reduction="sum")
 
 
-def _innermost(model: torch.nn.Module) -> torch.nn.Module:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def _innermost_class(model: Any) -> type:
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
 
-@lru_cache
-def _takes_logit_positions(model_class: type[torch.nn.Module]) -> bool:
+@cache
+def _takes_logit_positions(model_class: Any) -> bool:
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters

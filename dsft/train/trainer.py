@@ -113,6 +113,8 @@ class QloraTrainer(Trainer):
         hooks: Whom to tell what.
     """
 
+    control: TrainerControl
+
     def __init__(
         self,
         model: Any,

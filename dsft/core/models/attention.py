@@ -10,7 +10,7 @@ import inspect
 import itertools
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from dsft.core.errors import ConfigError
 from dsft.core.models.device import Device, Precision
@@ -18,8 +18,8 @@ from dsft.core.models.device import Device, Precision
 if TYPE_CHECKING:
     import torch
 
-VARLEN = "dsft_varlen"
-PER_SAMPLE = "dsft_per_sample"
+VARLEN: Final = "dsft_varlen"
+PER_SAMPLE: Final = "dsft_per_sample"
 
 AttentionName = Literal["flash_attention_2", "dsft_varlen", "dsft_per_sample"]
 
@@ -142,8 +142,10 @@ def attend_varlen(
 
     Args and Returns as `attend_per_sample`; kwargs also holds `max_length_q`, the longest sample's length.
     """
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
+    # Typed as Any because the signature differs between the versions of torch that are supported.
+    varlen_attn: Any = varlen.varlen_attn
     num_groups = query.shape[1] // key.shape[1]
     if num_groups > 1:
         key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
