@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -70,6 +71,8 @@ def main(args: Sequence[str] | None = None) -> int:
     from dsft.cli.noise import silence_libraries
 
     silence_libraries()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 is no reason to fail
     previous_handler = signal.signal(signal.SIGTERM, _raise_terminated)
     arguments = list(sys.argv[1:] if args is None else args)
     try:

@@ -81,7 +81,7 @@ def _report_usage(error: BaseException) -> Report | None:
     possibilities = getattr(error, "possibilities", None)
     if option is not None and possibilities is not None:
         found = f"{command} has no option {option}."
-        fix = f"Did you mean {' or '.join(sorted(possibilities))}? {fix}" if possibilities else fix
+        fix = f"Did you mean {possibilities[0]}? {fix}" if possibilities else fix
     else:
         found = error.format_message()  # type: ignore[attr-defined]  # of typer's exceptions
     return Report("UsageError", found, fix, ExitCode.WRONG_INPUT)

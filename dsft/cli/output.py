@@ -89,7 +89,7 @@ class Output:
 
 def to_json(value: object) -> str:
     """Return a value as JSON on one line: dataclasses and models as objects, paths as text, NaN as null."""
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+    return json.dumps(_plain(value), allow_nan=False)
 
 
 def is_pipe_closed() -> bool:

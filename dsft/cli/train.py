@@ -51,11 +51,12 @@ def train(
 
 
 def _run(resolved: "ResolvedConfig", output: Output, *, resume: bool, overwrite: bool) -> None:
-    from dsft.cli.views.summary import render_summary
     from dsft.train.run import run_train
 
     with open_progress(output) as sink:
         result = run_train(resolved, resume=resume, overwrite=overwrite, sink=sink)
+    from dsft.cli.views.summary import render_summary
+
     output.show(render_summary(result))
     output.emit(_record(result))
 
@@ -76,9 +77,9 @@ def _show_dry_run(resolved: "ResolvedConfig", output: Output) -> None:
 @contextmanager
 def open_progress(output: Output) -> "Iterator[EventSink]":
     """Give a run's events their place: a live display, JSON lines, or (quietly) the warnings alone."""
-    from dsft.cli.views.progress import ProgressView
-
     if output.mode is Mode.HUMAN:
+        from dsft.cli.views.progress import ProgressView
+
         with ProgressView(output.stderr) as sink:
             yield sink
     else:

@@ -1,0 +1,179 @@
+"""Every way to end: exit code, message, hint, and no traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsft.cli.app import main
+from dsft.core import errors
+from dsft.core.errors import ExitCode, RunInterrupted
+
+
+class LocalEntryNotFoundError(Exception):
+    """As huggingface_hub's, which takes long to import."""
+
+    __module__ = "huggingface_hub.errors"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's."""
+
+    __module__ = "torch"
+
+
+def caused_by(outer: BaseException, inner: BaseException) -> BaseException:
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message", "hint"),
+    [
+        (errors.DataError("x.jsonl:7: no JSON.", "Correct line 7."), 2, "error: x.jsonl:7: no JSON.", "line 7"),
+        (errors.UnreachableHubError("The hub is silent.", "Use a file."), 2, "error: The hub is silent.", "Use"),
+        (errors.DoesNotFitError("Too large.", "Halve it."), 3, "error: Too large.", "Halve it."),
+        (errors.NoGpuError("No GPU.", "Use the CPU."), 5, "error: No GPU.", "Use the CPU."),
+        (errors.CheckpointError("Damaged.", "Use an older one."), 1, "error: Damaged.", "Use an older one."),
+        (RunInterrupted("SIGINT", "out/checkpoint-3", 3), 75, "stopped: SIGINT after step 3", "--resume"),
+        (KeyboardInterrupt(), 130, "stopped: SIGINT", None),
+        (MemoryError(), 3, "error: out of memory", "--max-length"),
+        (OutOfMemoryError("CUDA: tried 2 GiB\nmore"), 3, "error: out of memory: CUDA: tried 2 GiB", "--max-length"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "error: /x: Permission denied.", "permissions"),
+        (LocalEntryNotFoundError("offline"), 2, "error: the model hub gave nothing: offline", "--preset tiny"),
+        (caused_by(OSError("no model"), LocalEntryNotFoundError("offline")), 2, "error: the model hub", "--dataset"),
+        (ValueError("odd\nvalue"), 1, "error: unexpected error (a bug in dsft): ValueError: odd value", "DSFT_DEBUG=1"),
+        (BrokenPipeError(32, "Broken pipe"), 1, "error: Broken pipe.", "Check"),
+    ],
+)  # fmt: skip
+def test_an_exception_ends_with_its_code_message_and_hint(
+    fake_run: Any,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
+    hint: str | None,
+) -> None:
+    def fail(sink: object) -> None:
+        raise error
+
+    fake_run.behave = fail
+    assert main(["train", "--json"]) == code
+    captured = capsys.readouterr()
+    first, *rest = captured.err.splitlines()
+    assert first.startswith(message)
+    assert len(rest) == (hint is not None)
+    assert hint is None or hint in rest[0]
+    told = json.loads(captured.out)["error"]
+    assert told["exit_code"] == code
+    assert told["found"] in first
+
+
+def test_debugging_shows_where_it_happened(
+    fake_run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(sink: object) -> None:
+        raise ValueError("odd")
+
+    fake_run.behave = fail
+    monkeypatch.setenv("DSFT_DEBUG", "1")
+    assert main(["train", "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "in fail" in error
+
+
+SLOW_RUN = """
+import sys, time, types
+run = types.ModuleType("dsft.train.run")
+def run_train(resolved, *, resume, overwrite, sink):
+    from dsft.train.events import Phase
+    while True:
+        sink(Phase("x" * 500))
+        time.sleep(0.002)
+run.run_train = run_train
+sys.modules["dsft.train.run"] = run
+from dsft.cli.app import main
+sys.exit(main(["train", "--json"]))
+"""
+
+
+@pytest.fixture
+def slow_run(repository: Path, tmp_path: Path) -> "subprocess.Popen[str]":
+    """A `dsft train --json` that tells of a phase again and again; its first line is read."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN],
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "code"), [(signal.SIGTERM, ExitCode.TERMINATED), (signal.SIGINT, ExitCode.INTERRUPTED)]
+)
+def test_a_signal_outside_the_training_loop_ends_with_its_code(
+    slow_run: "subprocess.Popen[str]", signal_number: signal.Signals, code: ExitCode
+) -> None:
+    slow_run.send_signal(signal_number)
+    _, error = slow_run.communicate(timeout=30)
+    assert slow_run.returncode == code
+    assert error.splitlines() == [f"stopped: {signal_number.name}; no checkpoint was saved."]
+
+
+def test_a_closed_pipe_ends_quietly(slow_run: "subprocess.Popen[str]") -> None:
+    assert slow_run.stdout is not None
+    assert slow_run.stderr is not None
+    slow_run.stdout.close()
+    error = slow_run.stderr.read()
+    slow_run.stderr.close()
+    assert slow_run.wait(timeout=30) == 0
+    assert error == ""
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_into_a_closed_pipe_ends_quietly(repository: Path, args: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    completed = subprocess.run(
+        [sys.executable, "-m", "dsft", *args],
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (completed.returncode, completed.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_a_failure(repository: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        completed = subprocess.run(
+            [sys.executable, "-m", "dsft", "--help"],
+            env=os.environ | {"PYTHONPATH": str(repository)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert completed.returncode == ExitCode.FAILURE
+    assert completed.stderr.startswith("error: No space left on device")
+
+
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    main(["--version"])
+    assert signal.getsignal(signal.SIGTERM) is before
