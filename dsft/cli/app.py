@@ -81,7 +81,8 @@ def main(args: Sequence[str] | None = None) -> int:
             if stream is not None:
                 stream.flush()
     except BaseException as error:  # every way to end is mapped to an exit code here
-        return _end_with(error, use_json="--json" in arguments)
+        options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        return _end_with(error, use_json="--json" in options)
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
     return exit_code

@@ -1,6 +1,7 @@
 """The help pages: names and values in one column, never cut, what they do in the other; knows no command by name."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from rich.padding import Padding
@@ -9,6 +10,8 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 _Row = tuple[str, Text]
+_MAX_CHOICES_CHARS = 24
+_ANY_CHOICE = "NAME"
 
 
 class HelpfulCommand(TyperCommand):
@@ -60,8 +63,15 @@ def _section(title: str, rows: list[_Row]) -> Padding:
     return Padding(table, (0, 0, 1, 1))
 
 
+def format_choices(choices: Sequence[str]) -> str:
+    """Return what stands for a value that is one of a few; many of them are left to the help text."""
+    listed = "|".join(choices)
+    return listed if len(listed) < _MAX_CHOICES_CHARS else _ANY_CHOICE
+
+
 def _name(parameter: Any) -> str:
-    value = parameter.metavar or parameter.name.upper()
+    choices = _choices(parameter)
+    value = parameter.metavar or (format_choices(choices) if choices else parameter.name.upper())
     if parameter.param_type_name == "argument":
         return str(value) if parameter.required else f"[{value}]"
     names = ", ".join(sorted(parameter.opts, key=len))
@@ -71,7 +81,14 @@ def _name(parameter: Any) -> str:
 
 
 def _describe(parameter: Any) -> Text:
+    choices = _choices(parameter)
+    listed = f" One of {', '.join(choices)}." if choices and format_choices(choices) == _ANY_CHOICE else ""
     default = parameter.default if getattr(parameter, "show_default", False) else None
     if parameter.param_type_name == "option" and parameter.is_flag:
         default = ("on" if default else "off") if parameter.secondary_opts else None
-    return Text.assemble(parameter.help or "", ("" if default is None else f" [default: {default}]", "dim"))
+    return Text.assemble(parameter.help or "", listed, ("" if default is None else f" [default: {default}]", "dim"))
+
+
+def _choices(parameter: Any) -> tuple[str, ...]:
+    # typer before 0.29 keeps them elsewhere; then the option's name stands for its value.
+    return getattr(getattr(parameter, "type_descriptor", None), "choices", None) or ()

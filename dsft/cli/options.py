@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsft.cli.help import format_choices
+
 if TYPE_CHECKING:
     from dsft.core.config.describe import Setting
 
@@ -90,9 +92,8 @@ def _make_parameter(setting: "Setting") -> inspect.Parameter:
 
 
 def _metavar(setting: "Setting") -> str:
-    choices = "|".join(setting.choices)
-    words = {"int": "N", "float": "X", "text": "TEXT", "choice": choices if len(choices) < 24 else "NAME"}
-    return words[setting.kind]
+    words = {"int": "N", "float": "X", "text": "TEXT"}
+    return format_choices(setting.choices) if setting.kind == "choice" else words[setting.kind]
 
 
 def _completer(choices: tuple[str, ...]) -> Callable[[str], list[str]]:

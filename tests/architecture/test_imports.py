@@ -46,6 +46,7 @@ def modules_after(repository: Path, args: list[str]) -> tuple[int, set[str]]:
         (["--version"], 0, set()),
         (["trian"], 2, {"pydantic"}),
         (["train", "--help"], 0, {"pydantic"}),
+        (["infer", "--help"], 0, {"pydantic"}),
         (["train", "--lora-r", "0"], 2, {"pydantic", "yaml"}),
     ],
 )
