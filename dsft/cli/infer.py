@@ -1,0 +1,217 @@
+"""`dsft infer`: read the prompt, stream the answer to stdout, tell the rest on stderr."""
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsft.cli.errors import Terminated
+from dsft.cli.options import RUN_PANEL, JsonOption, QuietOption
+from dsft.cli.output import Output
+from dsft.core.config.schema import TemplateName
+from dsft.core.errors import ExitCode, InputError
+from dsft.core.models.device import DeviceChoice
+from dsft.infer.config import DEFAULT_MAX_NEW_TOKENS, InferConfig
+from dsft.infer.dtype import DtypeChoice
+
+if TYPE_CHECKING:
+    from dsft.infer.run import InferResult
+
+_MODEL_PANEL = "Model and prompt"
+_SAMPLING_PANEL = "Answer"
+
+_STOP_WORDS = {
+    "end_token": "ended by itself",
+    "stop_string": "ended by a stop text",
+    "max_new_tokens": "cut at --max-new-tokens",
+    "context_full": "cut because the model's context is full",
+}
+
+
+def infer(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - or nothing reads it from stdin.", show_default=False)
+    ] = None,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Adapter folder, model folder, hub id or builtin:tiny/model; without it the newest ./trained_* run.",
+            rich_help_panel=_MODEL_PANEL,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Base model of the adapter, instead of the recorded one.", rich_help_panel=_MODEL_PANEL
+        ),
+    ] = None,
+    template: Annotated[
+        TemplateName,
+        typer.Option(
+            help="Prompt template; auto is the one the adapter was trained with, else chat where the tokenizer has a "
+            "chat template, else instruction.",
+            rich_help_panel=_MODEL_PANEL,
+        ),
+    ] = "auto",
+    is_raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, no template.", rich_help_panel=_MODEL_PANEL)
+    ] = False,
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="System text, for templates that have one.", rich_help_panel=_MODEL_PANEL),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Most tokens of the answer.", rich_help_panel=_SAMPLING_PANEL)
+    ] = DEFAULT_MAX_NEW_TOKENS,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Sample at this temperature; without it, and at 0, the likeliest token is taken each time.",
+            rich_help_panel=_SAMPLING_PANEL,
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Sample from the likeliest tokens that together have this probability.",
+            rich_help_panel=_SAMPLING_PANEL,
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Sample from the N likeliest tokens.", rich_help_panel=_SAMPLING_PANEL),
+    ] = None,
+    repetition_penalty: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Above 1, tokens seen before become less likely.", rich_help_panel=_SAMPLING_PANEL
+        ),
+    ] = 1.0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Seed of the sampling; without it one is drawn and told.", rich_help_panel=_SAMPLING_PANEL
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="End the answer before this text; may be given several times.",
+            rich_help_panel=_SAMPLING_PANEL,
+        ),
+    ] = None,
+    dtype: Annotated[
+        DtypeChoice,
+        typer.Option(
+            help="Number type; auto is bfloat16 where the GPU has it, else float16, and float32 on a CPU.",
+            rich_help_panel=RUN_PANEL,
+        ),
+    ] = "auto",
+    use_4bit: Annotated[
+        bool,
+        typer.Option("--load-in-4bit", help="Quantize the weights to NF4 while loading.", rich_help_panel=RUN_PANEL),
+    ] = False,
+    device: Annotated[
+        DeviceChoice,
+        typer.Option(help="Where to compute; auto takes the GPU if there is one.", rich_help_panel=RUN_PANEL),
+    ] = "auto",
+    use_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+) -> None:
+    """Generate text with a model or a trained adapter."""
+    config = InferConfig(
+        prompt=_read_prompt(prompt, is_raw),
+        model=model,
+        base=base,
+        template=template,
+        is_raw=is_raw,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        dtype=dtype,
+        use_4bit=use_4bit,
+        device=device,
+    )
+    output = Output(use_json=use_json, is_quiet=is_quiet)
+    writer = _AnswerWriter(output)
+    try:
+        _answer(config, output, writer)
+    except KeyboardInterrupt:
+        writer.break_off()
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except Terminated:
+        writer.break_off()
+        raise typer.Exit(ExitCode.TERMINATED) from None
+
+
+def _answer(config: InferConfig, output: Output, writer: "_AnswerWriter") -> None:
+    from dsft.infer.run import run_infer
+
+    result = run_infer(config, on_text=writer.write, on_notice=output.note)
+    writer.end()
+    output.emit(asdict(result))
+    output.note(describe_statistics(result))
+
+
+def describe_statistics(result: "InferResult") -> str:
+    """Return an answer's figures in one line."""
+    parts = [
+        f"{result.new_tokens} tokens, {_STOP_WORDS[result.stop_reason]}",
+        f"first token after {result.time_to_first_token_s:.2f} s",
+    ]
+    if result.tok_per_s is not None:
+        parts.append(f"{result.tok_per_s:.1f} tok/s")
+    if result.seed is not None:
+        parts.append(f"seed {result.seed}")
+    return "; ".join(parts)
+
+
+class _AnswerWriter:
+    """Writes an answer as it comes; line ends at its end are held back, so that it ends with one, whatever it has."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._held_back = ""
+        self._is_begun = False
+
+    def write(self, text: str) -> None:
+        body = text.rstrip("\n")
+        if body:
+            self._output.write(self._held_back + body, end="")
+            self._held_back, self._is_begun = "", True
+        self._held_back += text[len(body) :]
+
+    def end(self) -> None:
+        self._output.write("")
+
+    def break_off(self) -> None:
+        if self._is_begun:
+            self.end()
+
+
+def _read_prompt(argument: str | None, is_raw: bool) -> str:
+    if argument not in (None, "-"):
+        return str(argument)
+    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
+        raise InputError(
+            "There is no prompt.", 'Write it as the argument, `dsft infer "prompt"`, or pipe it into stdin.'
+        )
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The prompt on stdin is not valid UTF-8 at byte {error.start + 1}.", "Give it in the UTF-8 encoding."
+        ) from None
+    # The line end that echo and editors add is no part of a question; a text to be continued is taken to the letter.
+    return text if is_raw else text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,170 @@
+"""Which model answers: the folder the user names or the newest run, its base model and its recorded template.
+
+Reads names only: training_summary.json and adapter_config.json, no weights.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from dsft.core.config.schema import TemplateName
+from dsft.core.errors import ConfigError, ModelError, UnreachableHubError
+from dsft.core.models.source import ModelSource, find_model
+
+SUMMARY_FILE = "training_summary.json"
+ADAPTER_FILE = "adapter_config.json"
+
+_WAYS_ON = "Train one with `dsft train`, or name a model with --model: an adapter folder, a model folder or a hub id."
+
+
+@dataclass(frozen=True)
+class BaseName:
+    """Name of a base model, and where that name was found."""
+
+    name: str
+    revision: str | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What is to be loaded.
+
+    Attributes:
+        name: The model for people: as typed, or the folder that was found.
+        adapter_dir: Folder of the LoRA adapter; None for a whole model.
+        bases: Names of the model whose weights are loaded, the first one that is found counts.
+        template: Prompt template recorded by the training run; None where none is recorded.
+    """
+
+    name: str
+    adapter_dir: Path | None
+    bases: tuple[BaseName, ...]
+    template: TemplateName | None
+
+
+def find_newest_run(parent: Path) -> Path:
+    """Return the newest finished run among the folders `trained_*`: its summary was written last.
+
+    Raises:
+        ModelError: There is none.
+    """
+    folders = sorted(folder for folder in parent.glob("trained_*") if _is_model_folder(folder))
+    finished = [folder for folder in folders if (folder / SUMMARY_FILE).is_file()]
+    if finished:
+        return max(finished, key=lambda folder: (folder / SUMMARY_FILE).stat().st_mtime_ns)
+    if folders:
+        raise ModelError(
+            f"{folders[0].name} has no {SUMMARY_FILE}, so it is no finished run, and there is no other.",
+            f"To use it all the same, name it: --model ./{folders[0].name}.",
+        )
+    raise ModelError(f"There is no finished run in a folder trained_* of {parent.resolve()}.", _WAYS_ON)
+
+
+def choose_model(model: str | None, base: str | None, parent: Path) -> ModelChoice:
+    """Find out what is to be loaded.
+
+    Args:
+        model: Adapter folder, model folder, hub id or `builtin:` name; None takes the newest run.
+        base: Base model of an adapter, instead of the recorded one.
+        parent: Folder in which runs are looked for.
+
+    Raises:
+        ModelError: No run, or a damaged adapter_config.json or training_summary.json.
+        ConfigError: A base model was named for something that is no adapter.
+    """
+    folder = find_newest_run(parent) if model is None else Path(model).expanduser()
+    name = f"./{folder.name}" if model is None else model
+    summary = _read_json(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else {}
+    template = _recorded_template(folder, summary)
+    if not (folder / ADAPTER_FILE).is_file():
+        if base is not None:
+            raise ConfigError(
+                f"--base was given, but {name} is no adapter folder (it has no {ADAPTER_FILE}).",
+                "Leave --base out, or name the adapter's folder with --model.",
+            )
+        path = str(folder) if model is None else model
+        return ModelChoice(name, None, (BaseName(path, None, "--model"),), template)
+    bases = _recorded_bases(folder, summary) if base is None else (BaseName(base, None, "--base"),)
+    return ModelChoice(name, folder, bases, template)
+
+
+def find_base(choice: ModelChoice) -> tuple[ModelSource, BaseName]:
+    """Find the model whose weights are to be loaded.
+
+    Raises:
+        ModelError: None of the names leads to a model.
+        UnreachableHubError: The hub did not answer, and its cache does not hold the model.
+    """
+    failures: list[ModelError | UnreachableHubError] = []
+    for base in choice.bases:
+        try:
+            return find_model(base.name, base.revision), base
+        except (ModelError, UnreachableHubError) as error:
+            failures.append(error)
+    reasons = " ".join(error.found for error in failures)
+    kind = type(failures[0])
+    if choice.adapter_dir is None:
+        raise kind(reasons, "Give --model an adapter folder, a model folder or a hub id that can be reached.")
+    names = " or ".join(base.name for base in choice.bases)
+    raise kind(
+        f"The base model of the adapter {choice.name}, {names}, is not there: {reasons}",
+        "Say where it is: --base FOLDER or hub id.",
+    )
+
+
+def find_tokenizer(choice: ModelChoice, base: ModelSource) -> ModelSource:
+    """Return where the tokenizer is: with the adapter, which was trained on it, else with the base model."""
+    folder = choice.adapter_dir
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return base
+    return replace(base, name=str(folder), location=str(folder.resolve()), revision=None, commit=None)
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / ADAPTER_FILE).is_file() or (folder / "config.json").is_file()
+
+
+def _recorded_template(folder: Path, summary: dict[str, Any]) -> TemplateName | None:
+    recorded = summary.get("template")
+    for name in get_args(TemplateName):
+        if name == recorded:
+            return cast(TemplateName, name)
+    if recorded is None:
+        return None
+    raise ModelError(
+        f"{folder / SUMMARY_FILE} names the prompt template {recorded}, which this version of dsft does not know.",
+        "Install the version that trained it, or a newer one.",
+    )
+
+
+def _recorded_bases(folder: Path, summary: dict[str, Any]) -> tuple[BaseName, ...]:
+    # The summary holds the name as it was typed, which outlives a new installation (builtin: names) but not a change
+    # of the working folder; the adapter's own record is the other way round.
+    adapter = _read_json(folder / ADAPTER_FILE)
+    kind = adapter.get("peft_type")
+    if kind != "LORA":
+        raise ModelError(f"{folder} holds a {kind} adapter, and dsft reads LoRA adapters.", "Merge it with PEFT first.")
+    trained_on = summary.get("model")
+    records = (
+        (trained_on if isinstance(trained_on, dict) else {}, "name", SUMMARY_FILE),
+        (adapter, "base_model_name_or_path", ADAPTER_FILE),
+    )
+    bases: dict[str, BaseName] = {}
+    for record, key, origin in records:
+        if record.get(key):
+            bases.setdefault(record[key], BaseName(record[key], record.get("revision"), origin))
+    if not bases:
+        raise ModelError(f"The adapter {folder} does not say which base model it belongs to.", "Say it with --base.")
+    return tuple(bases.values())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read: {error}.", "Copy the folder again.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object.", "Copy the folder again.")
+    return content

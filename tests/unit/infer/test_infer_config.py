@@ -1,0 +1,85 @@
+"""Settings of `dsft infer`: what is refused, and when tokens are drawn at random."""
+
+from typing import Any
+
+import pytest
+
+from dsft.core.errors import ConfigError, InputError
+from dsft.core.models.device import Device
+from dsft.infer.config import InferConfig
+from dsft.infer.dtype import resolve_dtype
+from dsft.infer.sampling import choose_sampling
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"temperature": -0.1}, "--temperature"),
+        ({"temperature": float("nan")}, "--temperature"),
+        ({"temperature": float("inf")}, "--temperature"),
+        ({"top_p": 0.0}, "--top-p"),
+        ({"top_p": 1.1}, "--top-p"),
+        ({"top_p": float("nan")}, "--top-p"),
+        ({"top_k": 0}, "--top-k"),
+        ({"repetition_penalty": 0.0}, "--repetition-penalty"),
+        ({"seed": -1}, "--seed"),
+        ({"stop": ("ok", "")}, "--stop"),
+        ({"temperature": 0.0, "top_p": 0.9}, "--temperature 0"),
+        ({"is_raw": True, "template": "chat"}, "--template chat"),
+        ({"is_raw": True, "system": "Be brief."}, "--system"),
+    ],
+)
+def test_refuses_settings(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        InferConfig("prompt", **settings)
+
+
+def test_names_all_that_is_wrong_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"--max-new-tokens is 0.*--top-k is 0") as caught:
+        InferConfig("prompt", max_new_tokens=0, top_k=0)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n\t"])
+def test_refuses_an_empty_prompt(prompt: str) -> None:
+    with pytest.raises(InputError, match="empty"):
+        InferConfig(prompt)
+
+
+def test_refuses_bytes_that_are_no_text() -> None:
+    with pytest.raises(InputError, match="not valid UTF-8 at character 3"):
+        InferConfig("ab\udcff")
+    with pytest.raises(InputError, match="system text"):
+        InferConfig("ab", system="\udcff")
+
+
+@pytest.mark.parametrize(
+    ("settings", "temperature"),
+    [
+        ({}, 0.0),
+        ({"temperature": 0.0}, 0.0),
+        ({"temperature": 0.7}, 0.7),
+        ({"top_p": 0.9}, 1.0),
+        ({"top_k": 5}, 1.0),
+    ],
+)
+def test_sampling_is_what_the_options_ask_for(settings: dict[str, Any], temperature: float) -> None:
+    sampling = choose_sampling(InferConfig("prompt", **settings))
+    assert sampling.temperature == temperature
+    assert (sampling.seed is None) == (temperature == 0)
+    assert (sampling.top_p, sampling.top_k) == (settings.get("top_p", 1.0), settings.get("top_k", 0))
+
+
+def test_a_given_seed_counts_and_a_drawn_one_varies() -> None:
+    assert choose_sampling(InferConfig("prompt", temperature=1.0, seed=0)).seed == 0
+    drawn = {choose_sampling(InferConfig("prompt", temperature=1.0)).seed for _ in range(4)}
+    assert len(drawn) > 1
+
+
+def test_the_number_type_follows_the_hardware() -> None:
+    old, new, cpu = Device("cuda", "old", (7, 5)), Device("cuda", "new", (8, 9)), Device("cpu", "CPU")
+    assert [resolve_dtype("auto", device) for device in (old, new, cpu)] == ["float16", "bfloat16", "float32"]
+    assert resolve_dtype("float16", cpu) == "float16"
+    with pytest.raises(ConfigError, match="old has no bfloat16"):
+        resolve_dtype("bfloat16", old)
