@@ -1,0 +1,50 @@
+"""Small pieces the views are drawn with: bars, sparklines, lines of parts; they know no run."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def flow(parts: Iterable[str], width: int, style: str = "") -> list[Text]:
+    """Set parts one after the other with a dot between, in as many lines as they need; no part is broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(lines[-1]) + cell_len(part) + 3 <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return [clip(Text(line, style), width) for line in lines]
+
+
+def draw_bar(fraction: float, width: int, style: str) -> Text:
+    """Draw a bar that reads without colour too: heavy for what is done, light for the rest."""
+    halves = round(min(1.0, max(0.0, fraction)) * width * 2)
+    done = "━" * (halves // 2) + "╸" * (halves % 2)
+    return Text.assemble((done, style), ("─" * (width - len(done)), "dim"))
+
+
+def draw_sparkline(values: Sequence[float]) -> str:
+    """Draw a character of eight heights for each value, from the least to the greatest; `!` if it is not finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, span = min(finite), max(finite) - min(finite)
+    top = len(_SPARKS) - 1
+
+    def draw(value: float) -> str:
+        if not math.isfinite(value):
+            return "!"
+        return _SPARKS[round((value - low) / span * top)] if span > 0 else _SPARKS[top // 2]
+
+    return "".join(draw(value) for value in values)
+
+
+def clip(text: Text, width: int) -> Text:
+    """Cut a text to one line of `width` columns, in place, and return it."""
+    text.truncate(width, overflow="ellipsis")
+    text.no_wrap = True
+    return text
