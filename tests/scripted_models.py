@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BOS, EOS, TURN_END = "<bos>", "<eos>", "<turn>"
 
@@ -44,6 +44,8 @@ def write_scripted_model(folder: Path, script: str, *, chat_template: str | None
     """
     tokenizer = make_tokenizer(chat_template)
     chain = tokenizer("\n" + script, add_special_tokens=False)["input_ids"]
+    if len(set(chain[1:])) < len(script.encode()):
+        raise ValueError("a byte stands twice in the script")
     if not script.endswith("\n"):
         chain.append(tokenizer.eos_token_id)
     torch.manual_seed(0)
@@ -68,7 +70,7 @@ def write_adapter(
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     model = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     if template is not None:
         write_summary(folder, base_name or str(base), template)
     return model.eval()
@@ -88,7 +90,7 @@ def _config(vocab_size: int, **settings: Any) -> LlamaConfig:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 4096,
         "bos_token_id": vocab_size - 3,
         "eos_token_id": vocab_size - 2,
         "tie_word_embeddings": False,
