@@ -155,5 +155,11 @@ class TrainResult:
     """Peak of the whole device as NVML shows it."""
     peak_host_memory_bytes: int | None = None
     """Peak resident set of the process."""
+    device: str = ""
+    """The device for people, e.g. "NVIDIA GeForce RTX 4090"."""
+    memory_total_bytes: int | None = None
+    """Memory of that device; on a CPU the host's."""
+    data_wait_s: float | None = None
+    """Time the training thread waited for its batches; None if it was not measured."""
     events: list[dict[str, object]] = field(default_factory=list)
     """Checkpoints, resumes and validation passes, with step and time."""

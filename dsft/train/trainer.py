@@ -297,6 +297,11 @@ class QloraTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_adapter_weights(self.model, Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            _page_state(getattr(self.optimizer, "optimizer", self.optimizer))
+
     def _tell_interrupt(self) -> bool:
         if self.guard.signal_name is not None and not self._is_interrupt_told:
             self._is_interrupt_told = True
@@ -361,6 +366,20 @@ class _Interrupter(TrainerCallback):
             control.should_evaluate = False
             control.should_save = True
             control.should_training_stop = True
+
+
+def _page_state(optimizer: Any) -> None:
+    """Move a paged optimizer's loaded state back into pageable memory.
+
+    bitsandbytes 0.50 loads it into plain GPU memory, so a resumed run would need more than the one before it.
+    """
+    if not getattr(optimizer, "is_paged", False):
+        return
+    for parameter, state in optimizer.state.items():
+        for name in ("state1", "state2"):
+            if name in state:
+                buffer = optimizer.get_state_buffer(parameter, dtype=state[name].dtype)
+                state[name] = buffer.copy_(state[name])
 
 
 def load_adapter_weights(model: Any, checkpoint: Path) -> None:
