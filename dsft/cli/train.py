@@ -62,7 +62,7 @@ def _run(resolved: "ResolvedConfig", output: Output, *, resume: bool, overwrite:
 
 
 def _show_dry_run(resolved: "ResolvedConfig", output: Output) -> None:
-    from dsft.cli.views.config import render_config
+    from dsft.cli.views.config import render_config, render_plan
     from dsft.cli.views.data_report import render_data_report, render_sample
     from dsft.train.run import dry_run
 
@@ -71,6 +71,7 @@ def _show_dry_run(resolved: "ResolvedConfig", output: Output) -> None:
         dry = dry_run(resolved, sink=sink)
     output.show(render_data_report(dry.report))
     output.show(render_sample(dry.preview))
+    output.show(render_plan(dry))
     output.emit(_record(dry))
 
 

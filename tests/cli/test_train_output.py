@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,3 +80,15 @@ def test_the_configuration_table_names_every_value_and_its_origin(
     assert rows["max_samples"] == ["none", "default"]
     assert rows["packing"] == ["false", "default"]
     assert set(type(resolved.config).model_fields) <= set(rows)
+
+
+def test_a_dry_run_tells_steps_samples_and_techniques(capsys: pytest.CaptureFixture[str]) -> None:
+    from dsft.cli.output import Output
+    from dsft.cli.views.config import render_plan
+
+    counts = SimpleNamespace(num_steps=1234, num_train_samples=19622, num_validation_samples=400)
+    Output().show(render_plan(SimpleNamespace(**vars(counts), techniques={"QLoRA": "NF4"})))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        "optimizer steps 1,234", "samples to train on 19,622", "samples held out 400", "QLoRA NF4",
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
-"""The resolved training configuration as a table: each value and where it came from."""
+"""What a run would do, as tables: each setting with its origin, the techniques, the steps."""
 
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -8,6 +9,10 @@ from rich.text import Text
 
 from dsft.core.config.describe import describe_settings, format_value
 from dsft.core.config.load import ResolvedConfig
+from dsft.core.units import format_count
+
+if TYPE_CHECKING:
+    from dsft.train.run import DryRun
 
 
 def render_config(resolved: ResolvedConfig) -> RenderableType:
@@ -18,11 +23,31 @@ def render_config(resolved: ResolvedConfig) -> RenderableType:
     ))  # fmt: skip
 
 
-def _render_section(resolved: ResolvedConfig, title: str, names: list[str]) -> Table:
+def render_plan(dry: "DryRun") -> RenderableType:
+    """Draw how many steps and samples the run would have, and how each technique would be used."""
+    table = _make_table("What would run")
+    counts = (
+        ("optimizer steps", dry.num_steps),
+        ("samples to train on", dry.num_train_samples),
+        ("samples held out", dry.num_validation_samples),
+    )
+    for name, count in counts:
+        table.add_row(Text(f"  {name}"), Text(format_count(count)))
+    for technique, use in dry.techniques.items():
+        table.add_row(Text(f"  {technique}"), Text(use))
+    return table
+
+
+def _make_table(title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
-    table.add_column("setting", min_width=28, no_wrap=True)
-    table.add_column("value", min_width=24, overflow="fold")
-    table.add_column("origin", overflow="fold")
+    table.add_column(min_width=28, no_wrap=True)
+    table.add_column(min_width=24, overflow="fold")
+    return table
+
+
+def _render_section(resolved: ResolvedConfig, title: str, names: list[str]) -> Table:
+    table = _make_table(title)
+    table.add_column(overflow="fold")
     for name in names:
         origin = resolved.origins[name]
         style = "dim" if origin == "default" else ""
