@@ -202,5 +202,5 @@ def test_the_tiny_preset_learns_and_stops_by_itself(tmp_path: Path, run_dsft: Ru
         "infer", "Write a Python function area(w, h) that returns the area of a rectangle.", "--json", cwd=tmp_path
     )
     told = json.loads(answer.stdout)
-    assert told["stop_reason"] == "end token"
+    assert told["stop_reason"] == "end_token"
     assert told["text"].startswith("def area(w, h):")
