@@ -1,0 +1,121 @@
+"""A data set of the hub, read from the memory-mapped tables that the datasets library keeps."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dsft.core.data.rows import BadRow, Row
+from dsft.core.errors import DataError, UnreachableHubError
+from dsft.core.hub import is_hub_reachable
+
+BATCH_ROWS = 512
+COMMIT_LENGTH = 40
+
+
+class HubSource:
+    """The rows of one split of a hub data set.
+
+    Args:
+        name: Hub id.
+        table: What the datasets library loaded.
+        commit: Commit the rows are of; None where the library does not say.
+    """
+
+    kind = "hub"
+
+    def __init__(self, name: str, table: Any, commit: str | None) -> None:
+        self.name = name
+        self.left_out: Mapping[str, int] = {}
+        self.commit = commit
+        self._table = table
+
+    def content_key(self) -> str:
+        """Return a hash of the commit and of the library's own fingerprint of the table."""
+        facts = f"{self.name}\0{self.commit}\0{self._table.split}\0{len(self._table)}\0{self._table._fingerprint}"
+        return hashlib.blake2b(facts.encode(), digest_size=32).hexdigest()
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        """Read the rows in batches of the memory-mapped table."""
+        number = 0
+        for batch in self._table.with_format("arrow").iter(batch_size=BATCH_ROWS):
+            for values in batch.to_pylist():
+                yield Row(number, f"{self.name} row {number + 1}", values)
+                number += 1
+
+
+def open_hub_source(name: str, splits: Sequence[str], revision: str | None) -> HubSource:
+    """Load a hub data set, from the local cache where the hub does not answer.
+
+    Args:
+        name: Hub id.
+        splits: The first of these that the data set has is read.
+        revision: Hub branch, tag or commit.
+
+    Raises:
+        DataError: The hub has no such data set, revision or split.
+        UnreachableHubError: The hub did not answer and the local cache does not hold the data set.
+    """
+    import datasets
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        with _quiet_library():
+            found = datasets.load_dataset(name, revision=revision)
+    except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, GatedRepoError) as error:
+        raise DataError(
+            f"The hub has no data set {name}, or it is private or needs approval.",
+            "Check --dataset, or run hf auth login; a local file is given with its suffix.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DataError(f"The hub's {name} has no revision {revision}.", "Check --dataset-revision.") from error
+    except (ConnectionError, HfHubHTTPError, FileNotFoundError) as error:
+        raise _unreachable(name) from error
+    except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetsError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"The hub's data set {name} can't be loaded: {first_line}",
+            "Download the file with the rows you want and give it with --dataset FILE.",
+        ) from error
+    split = next((split for split in splits if split in found), None)
+    if split is None:
+        raise DataError(f"The hub's {name} has no split {splits[0]}, but {', '.join(found)}.", "Set --dataset-split.")
+    table = found[split]
+    commit = _commit_of(table)
+    if revision is not None and len(revision) == COMMIT_LENGTH and commit is not None and commit != revision:
+        # Without the hub the library takes whatever revision it has.
+        raise _unreachable(f"{name} at revision {revision}")
+    return HubSource(name, table, commit)
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Keep the library from drawing, and where the hub does not answer from half a minute of retries."""
+    import datasets
+
+    was_offline, had_bars = datasets.config.HF_HUB_OFFLINE, datasets.are_progress_bars_disabled() is False
+    datasets.config.HF_HUB_OFFLINE = was_offline or not is_hub_reachable()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+def _commit_of(table: Any) -> str | None:
+    # The library keeps the tables of each commit in a folder named after it.
+    for file in table.cache_files:
+        folder = Path(file["filename"]).parent.name
+        if len(folder) == COMMIT_LENGTH:
+            return folder
+    return None
+
+
+def _unreachable(what: str) -> UnreachableHubError:
+    return UnreachableHubError(
+        f"The hub can't be reached and the data set {what} is not in its local cache.",
+        "Connect to the network, give a local file with --dataset FILE, or try --preset tiny, which needs no hub.",
+    )
