@@ -19,7 +19,7 @@ class Answer:
         tokenizer: Turns tokens into text.
         stop_token_ids: Tokens that end the answer and are no part of its text.
         stop_strings: Texts that end the answer and are no part of it.
-        continued_ids: Tokens of the text that the answer continues; empty where it begins a text of its own.
+        continued_ids: Tokens of the prompt, which the answer continues.
         limit_reason: Why an answer ends that neither a stop token nor a stop string ends.
         on_text: Receives the pieces of text; they are never empty, and together they are the answer.
     """

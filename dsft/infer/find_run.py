@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from dsft.core.config.schema import TemplateName
+from dsft.core.data.prompts import TemplateName
 from dsft.core.errors import ConfigError, ModelError, UnreachableHubError
 from dsft.core.models.source import ModelSource, find_model
 

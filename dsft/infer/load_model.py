@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsft.core.errors import ModelError
+from dsft.core.errors import ConfigError, ModelError
 from dsft.core.models.device import Device
 from dsft.core.models.source import ModelSource
 from dsft.infer.dtype import DtypeName
@@ -46,6 +46,7 @@ def load_model(source: ModelSource, adapter_dir: Path | None, placement: Placeme
 
     Raises:
         ModelError: Weights are missing, damaged, not finite or of another shape.
+        ConfigError: 4-bit loading of a model that is quantized already.
     """
     model = _load_base(source, placement)
     return model if adapter_dir is None else _attach_adapter(model, adapter_dir, source.name, placement.device)
@@ -57,7 +58,9 @@ def _load_base(source: ModelSource, placement: Placement) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": getattr(torch, placement.dtype)}
-    if placement.use_4bit and "quantization_config" not in source.model_config:
+    if placement.use_4bit:
+        if "quantization_config" in source.model_config:
+            raise ConfigError(f"--load-in-4bit was given, but {source.name} is quantized already.", "Leave it out.")
         options["quantization_config"] = _nf4_config(options["dtype"])
     try:
         model, report = AutoModelForCausalLM.from_pretrained(

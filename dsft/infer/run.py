@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsft.core.config.schema import TemplateName
-from dsft.core.data.prompts import get_template
+from dsft.core.data.prompts import TemplateName, get_template
 from dsft.core.errors import DoesNotFitError, InputError, ModelError
 from dsft.core.models.device import resolve_device
 from dsft.core.models.source import ModelSource
@@ -124,7 +123,8 @@ def _encode(
         return _EncodedPrompt(tokenizer(config.prompt)["input_ids"], [int(tokenizer.eos_token_id)], None)
     name = _choose_template(config, choice, tokenizer, on_notice)
     template = get_template(name, tokenizer)
-    return _EncodedPrompt(template.encode_prompt(config.prompt, config.system), list(template.stop_token_ids), name)
+    token_ids = template.encode_prompt(config.prompt, config.system)
+    return _EncodedPrompt(token_ids, list(template.stop_token_ids), name)
 
 
 def _choose_template(
@@ -175,9 +175,8 @@ def _generate(
 
     limit = config.max_new_tokens if num_room is None else min(config.max_new_tokens, num_room)
     stop_token_ids = list(dict.fromkeys([*prompt.stop_token_ids, *read_end_token_ids(model)]))
-    continued_ids = prompt.token_ids if prompt.template is None else []
     limit_reason: StopReason = "max_new_tokens" if limit == config.max_new_tokens else "context_full"
-    answer = Answer(tokenizer, stop_token_ids, config.stop, continued_ids, limit_reason, on_text)
+    answer = Answer(tokenizer, stop_token_ids, config.stop, prompt.token_ids, limit_reason, on_text)
     generate_tokens(model, prompt.token_ids, limit, stop_token_ids, sampling, answer.push)
     answer.finish()
     return answer

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from dsft.core.errors import ModelError
+from dsft.core.errors import ConfigError, ModelError
 from dsft.core.models.device import Device
 from dsft.core.models.source import find_model
 from dsft.infer.load_model import Placement, load_model
@@ -73,6 +73,15 @@ def test_4bit_quantizes_the_linear_layers_with_and_without_adapter(base: Path, a
     for adapter_dir, other in ((None, adapter), (adapter, None)):
         own, others = (correlate(coarse[adapter_dir], exact[which]) for which in (adapter_dir, other))
         assert others < own < 0.9999
+
+
+def test_a_quantized_model_is_loaded_as_it_is_and_not_quantized_again(base: Path, tmp_path: Path) -> None:
+    quantized = load_model(find_model(str(base)), None, Placement(CPU, "float32", use_4bit=True))
+    quantized.save_pretrained(tmp_path / "quantized")
+    source = find_model(str(tmp_path / "quantized"))
+    assert torch.equal(logits(load_model(source, None, FLOAT32)), logits(quantized))
+    with pytest.raises(ConfigError, match="quantized already"):
+        load_model(source, None, Placement(CPU, "float32", use_4bit=True))
 
 
 def correlate(one: torch.Tensor, other: torch.Tensor) -> float:

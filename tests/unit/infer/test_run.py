@@ -13,6 +13,7 @@ from dsft.core.errors import ConfigError, DoesNotFitError, InputError, ModelErro
 from dsft.infer.config import InferConfig
 from dsft.infer.run import InferResult, run_infer
 from tests.scripted_models import (
+    EOS,
     TURN_END,
     make_tokenizer,
     write_adapter,
@@ -22,9 +23,9 @@ from tests.scripted_models import (
 )
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + '\n' }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"
+    "{% for m in messages %}<{{ m['role'] }}>\n{{ m['content'] }}"
+    "{{ eos_token if m['role'] == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
 )
 
 
@@ -197,7 +198,21 @@ def test_the_recorded_template_counts_before_the_tokenizers(
 def test_the_system_text_reaches_the_chat_template(models: Path, transcript: Transcript) -> None:
     without = transcript.run("x", model=str(models / "chat"))
     system = transcript.run("x", model=str(models / "chat"), system="Be brief.")
-    assert system.prompt_tokens == without.prompt_tokens + len("<system> Be brief.\n")
+    assert system.prompt_tokens == without.prompt_tokens + len("<system>\nBe brief.\n")
+
+
+def test_a_prompt_the_template_refuses_is_told(models: Path, transcript: Transcript) -> None:
+    with pytest.raises(InputError, match=r"prompt can't be written: .*U\+FDD0"):
+        transcript.run("x\ufdd0", model=str(models / "chat"))
+
+
+def test_the_spelling_of_a_control_token_is_text_in_a_template_and_a_token_in_a_raw_prompt(
+    models: Path, transcript: Transcript
+) -> None:
+    path = str(models / "greeting")
+    with_letter = transcript.run("x", model=path).prompt_tokens
+    assert transcript.run(EOS, model=path).prompt_tokens == with_letter - 1 + len(EOS)
+    assert transcript.run(f"{EOS}x", model=path, is_raw=True, max_new_tokens=1).prompt_tokens == 2
 
 
 def test_a_raw_prompt_is_given_as_it_is(models: Path, transcript: Transcript) -> None:
