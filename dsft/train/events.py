@@ -161,5 +161,7 @@ class TrainResult:
     """Memory of that device; on a CPU the host's."""
     data_wait_s: float | None = None
     """Time the training thread waited for its batches; None if it was not measured."""
+    example_prompt: str = ""
+    """A short prompt as the template writes it, with the beginning-of-text token where there is one."""
     events: list[dict[str, object]] = field(default_factory=list)
     """Checkpoints, resumes and validation passes, with step and time."""

@@ -37,12 +37,15 @@ def draw_losses(result: TrainResult) -> bytes:
     with warnings.catch_warnings():
         # A name in a script the font lacks is drawn as boxes; that is no reason to bother the user.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasAgg(figure).print_png(buffer)
+        FigureCanvasAgg(figure)
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of each value and its neighbours, a window that narrows at the ends; NaN stays out of it.
+    """Return the mean of each value and its neighbours; NaN stays out of it.
+
+    The window narrows at the beginning, where the loss falls fast, and is one-sided at the end.
 
     Args:
         values: One value a step.
@@ -51,7 +54,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     reach = window // 2
     means: list[float] = []
     for index in range(len(values)):
-        side = min(reach, index, len(values) - 1 - index)
+        side = min(reach, index)
         near = [value for value in values[index - side : index + side + 1] if math.isfinite(value)]
         means.append(sum(near) / len(near) if near else math.nan)
     return means
@@ -85,8 +88,10 @@ def _decorate(axes: "Axes", result: TrainResult) -> None:
 
     axes.set_title(f"{result.run_name}: loss", loc="left", fontsize=12, fontweight="bold", color=_TEXT_COLOR,
                    parse_math=False, pad=22)  # fmt: skip
-    axes.text(0, 1.03, f"{result.model['name']} on {result.config['dataset']}", transform=axes.transAxes, fontsize=9,
-              color="#6b6b6b", parse_math=False)  # fmt: skip
+    subtitle = axes.text(0, 1.03, f"{result.model['name']} on {result.config['dataset']}", transform=axes.transAxes,
+                         fontsize=9, color="#6b6b6b", parse_math=False)  # fmt: skip
+    # A long path runs out of the picture rather than squeezing the axes.
+    subtitle.set_in_layout(False)
     axes.set_xlabel("optimizer step", color=_TEXT_COLOR)
     axes.set_ylabel("cross-entropy of target tokens (nats)", color=_TEXT_COLOR)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
