@@ -188,8 +188,9 @@ class _AnswerWriter:
     def write(self, text: str) -> None:
         body = text.rstrip("\n")
         if body:
+            self._is_begun = True  # before the write: a signal may come inside it
             self._output.write(self._held_back + body, end="")
-            self._held_back, self._is_begun = "", True
+            self._held_back = ""
         self._held_back += text[len(body) :]
 
     def end(self) -> None:

@@ -114,6 +114,6 @@ def _check_ids(tokenizer: "PreTrainedTokenizerFast", known: KnownTokenizer, name
 
 
 _FIX = (
-    "Nothing was trained. Known cause: transformers 5.0 to 5.22 strip white space for some copies of this tokenizer "
+    "Known cause: transformers 5.0 to 5.22 strip white space for some copies of this tokenizer "
     "(transformers#46489); install transformers 5.23 or newer and copy tokenizer.json again from the model's page."
 )
