@@ -13,6 +13,9 @@ ENOUGH_TOKENS_CPU = 2048
 """The same on a CPU, where each micro-batch dequantizes every weight anew: from 150 to 1,200 tokens the time of a
 token falls to a fifth."""
 
+_USABLE_SHARE = 0.9
+"""Of the free memory; the rest is lost to fragmentation."""
+
 _MAX_DATA_WAIT = 0.1
 _MIN_STEPS_PACKED = 100
 
@@ -27,6 +30,7 @@ class _Run:
         micro_batch_size: Sequences in a micro-batch.
         accumulation: Micro-batches in a step.
         step_tokens: Real tokens in a typical step.
+        fixed_bytes: A lower bound of what does not grow with the micro-batch.
         used_bytes: Peak memory of the device (CPU: of the process).
         total_bytes: Memory there is.
     """
@@ -36,12 +40,15 @@ class _Run:
     micro_batch_size: int
     accumulation: int
     step_tokens: float
+    fixed_bytes: float
     used_bytes: int | None
     total_bytes: int | None
 
     @classmethod
     def of(cls, result: TrainResult) -> Self:
         config: dict[str, Any] = result.config
+        model: dict[str, Any] = result.model
+        num_trainable = model["num_trainable_parameters"]
         is_gpu = result.peak_memory_reserved_bytes is not None
         return cls(
             config=config,
@@ -49,6 +56,8 @@ class _Run:
             micro_batch_size=config["per_device_train_batch_size"],
             accumulation=config["gradient_accumulation_steps"],
             step_tokens=result.train_tok_per_s * result.step_s_median,
+            # Frozen weights take at least half a byte, trained ones 4 and their gradients 4; optimizer state may page.
+            fixed_bytes=(model["num_parameters"] - num_trainable) / 2 + num_trainable * 8,
             used_bytes=(result.peak_memory_device_bytes or result.peak_memory_reserved_bytes)
             if is_gpu
             else result.peak_host_memory_bytes,
@@ -72,11 +81,11 @@ def _micro_batch(run: _Run) -> str | None:
     if not run.used_bytes or not run.total_bytes:
         return None
     tokens = run.step_tokens / run.accumulation
-    # Memory grows with the micro-batch from a fixed part, so this many times the micro-batch fits for certain.
-    most = min(run.total_bytes / run.used_bytes, (ENOUGH_TOKENS_GPU if run.is_gpu else ENOUGH_TOKENS_CPU) / tokens)
-    factor = max(
-        times for times in range(1, run.accumulation + 1) if run.accumulation % times == 0 and times <= max(most, 1)
-    )
+    enough = (ENOUGH_TOKENS_GPU if run.is_gpu else ENOUGH_TOKENS_CPU) / tokens
+    growing_bytes = max(run.used_bytes - run.fixed_bytes, 1)
+    fitting = 1 + _USABLE_SHARE * (run.total_bytes - run.used_bytes) / growing_bytes
+    divisors = [times for times in range(1, run.accumulation + 1) if run.accumulation % times == 0]
+    factor = max(times for times in divisors if times <= max(1.0, min(enough, fitting)))
     if factor == 1:
         return None
     micro_batch_size, accumulation = run.micro_batch_size * factor, run.accumulation // factor

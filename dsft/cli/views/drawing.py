@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
+from dsft.core.units import format_duration
+
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -48,3 +50,8 @@ def clip(text: Text, width: int) -> Text:
     text.truncate(width, overflow="ellipsis")
     text.no_wrap = True
     return text
+
+
+def format_step_time(seconds: float) -> str:
+    """Return the duration of a step, finer than other durations because steps are compared."""
+    return f"{seconds:.2f} s" if seconds < 10 else format_duration(seconds)

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from dsft.cli.views.drawing import clip, draw_bar, draw_sparkline, flow
+from dsft.cli.views.drawing import clip, draw_bar, draw_sparkline, flow, format_step_time
 from dsft.cli.views.progress_lines import interrupt_message
 from dsft.cli.views.progress_state import PhaseSpan, ProgressState, measure_trend
 from dsft.core.units import GIB, format_count, format_duration
@@ -137,7 +137,7 @@ def _times(state: ProgressState, run: RunStarted, now_s: float) -> list[str]:
 
 def _figure_lines(state: ProgressState, step: StepDone, width: int) -> list[_Line]:
     rates = f"lr {step.learning_rate:.2e} · grad norm {step.grad_norm:.3g}"
-    speed = f"{format_count(step.tok_per_s)} tok/s · {_format_step_time(step.step_s)} a step"
+    speed = f"{format_count(step.tok_per_s)} tok/s · {format_step_time(step.step_s)} a step"
     lines = [_Line(_loss(state, step, width), 7)]
     if state.validation is not None:
         lines.append(_Line(_validation(state.validation, state.best, width), 6))
@@ -227,10 +227,6 @@ def _short_count(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return str(count)
-
-
-def _format_step_time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds < 10 else format_duration(seconds)
 
 
 def _fit(lines: list[_Line], height: int) -> list[_Line]:
