@@ -11,10 +11,12 @@ _LOOKALIKE_GROUPS = (
     ("─━╸╺╌═│╭╮╰╯├┤┬┴┼", "-=>--=|+++++++++"),
     ("▁▂▃▄▅▆▇█", "_.,:;+*#"),
     ("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\|/-\\|/"),
-    ("↓↑→·×✓✗★…–—•␣⏎⇥", "v^>|x+!*.--*_$>"),
+    ("↓↑→·×✓✗★…–—•↵⇥▌⟦⟧", "v^>|x+!*.--*$>>[]"),
     ("‘’“”\u00a0", "''\"\" "),
 )
-_LOOKALIKES = str.maketrans(*("".join(characters) for characters in zip(*_LOOKALIKE_GROUPS, strict=True)))
+_LOOKALIKES = str.maketrans(*("".join(characters) for characters in zip(*_LOOKALIKE_GROUPS, strict=True))) | {
+    ord("｜"): "||"
+}
 """One ASCII character for each character the views draw with, so that nothing moves."""
 
 

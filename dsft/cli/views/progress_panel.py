@@ -55,7 +55,7 @@ def render_progress(state: ProgressState, width: int, height: int, now_s: float)
     if room >= _MIN_FRAME_WIDTH:
         lines = _run_lines(state, state.run, frame_room, now_s)
         if len(lines) + 2 < height:
-            title = Text.assemble(("dsft train", "bold cyan"), (f" · {state.run.run_name}", "dim"))
+            title = Text.assemble(("dsft train", "not dim bold cyan"), (f" · {state.run.run_name}", "dim"))
             title.truncate(frame_room, overflow="ellipsis")
             return Panel(_stack(lines), box=ROUNDED, title=title, title_align="left", border_style="dim",
                          padding=(0, 2), width=room)  # fmt: skip

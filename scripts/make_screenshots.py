@@ -1,0 +1,82 @@
+"""Draw docs/images/progress.svg and summary.svg from a finished run: its event log, replayed, and its summary.
+
+python scripts/make_screenshots.py results_tiny trained_tiny --step 100
+"""
+
+import argparse
+import io
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console, RenderableType
+from rich.terminal_theme import MONOKAI
+
+from dsft.cli.views.progress_panel import render_progress
+from dsft.cli.views.progress_state import ProgressState, advance
+from dsft.cli.views.summary import render_summary
+from dsft.train import events
+from dsft.train.events import Event, RunStarted, StepDone
+from dsft.train.folders import EVENT_LOG
+from dsft.train.summary import read_summary
+
+WIDTH = 100
+HEIGHT = 60
+
+SVG_FORMAT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace(
+    "Fira Code, monospace", "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+)
+"""rich's picture without the font it would fetch from the network: pages that show SVG files don't allow that."""
+
+
+def main() -> None:
+    """Read the folders of a run and write the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path, help="folder of checkpoints and of events.jsonl")
+    parser.add_argument("save_dir", type=Path, help="folder of the adapter and of training_summary.json")
+    parser.add_argument("--step", type=int, help="moment of the progress picture; default: two thirds of the run")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    options = parser.parse_args()
+
+    state, now_s = replay(read_events(options.output_dir / EVENT_LOG), options.step)
+    options.out.mkdir(parents=True, exist_ok=True)
+    save(render_progress(state, WIDTH, HEIGHT, now_s), options.out / "progress.svg")
+    save(render_summary(read_summary(options.save_dir)), options.out / "summary.svg")
+
+
+def read_events(log: Path) -> list[tuple[float, Event]]:
+    """Return the events of the last start of a run, each with its time in seconds."""
+    timed: list[tuple[float, Event]] = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        fields = json.loads(line)
+        time_s = datetime.fromisoformat(fields.pop("time")).timestamp()
+        event = getattr(events, fields.pop("event"))(**fields)
+        timed = [] if isinstance(event, RunStarted) else timed
+        timed.append((time_s, event))
+    return timed
+
+
+def replay(timed: list[tuple[float, Event]], step: int | None) -> tuple[ProgressState, float]:
+    """Return the display's state just after a step (None: at two thirds of the steps), and its time."""
+    num_steps = next(event.num_steps for _, event in timed if isinstance(event, RunStarted))
+    last_step = step if step is not None else num_steps * 2 // 3
+    state, now_s = ProgressState(), timed[0][0]
+    for now_s, event in timed:
+        state = advance(state, event, now_s)
+        if isinstance(event, StepDone) and event.step >= last_step:
+            break
+    return state, now_s
+
+
+def save(renderable: RenderableType, path: Path) -> None:
+    """Draw as a terminal would and write it as SVG."""
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(renderable)
+    console.save_svg(str(path), title="dsft train", theme=MONOKAI, code_format=SVG_FORMAT)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
