@@ -18,9 +18,9 @@ Train = Callable[..., ResolvedConfig]
 # A change here is a change for everyone who has a script: add freely, rename and remove with a word in the changelog.
 FROZEN_OPTIONS = {
     "--preset", "--config", "--resume", "--overwrite", "--dry-run", "--json", "--quiet", "--help", "-h",
-    "--model-name", "--model-revision", "--dataset", "--dataset-revision", "--dataset-split", "--template", "--loss-on",
-    "--max-length", "--over-length", "--max-samples", "--packing", "--no-packing", "--validation-split",
-    "--validation-dataset",
+    "--model-name", "--model-revision", "--dataset", "--dataset-revision", "--dataset-split", "--bad-rows",
+    "--template", "--loss-on", "--max-length", "--over-length", "--max-samples", "--packing", "--no-packing",
+    "--validation-split", "--validation-dataset",
     "--lora-r", "--lora-alpha", "--lora-dropout",
     "--epochs", "--max-steps", "--per-device-train-batch-size", "--gradient-accumulation-steps", "--learning-rate",
     "--lr-scheduler", "--warmup-ratio", "--weight-decay", "--max-grad-norm", "--optimizer", "--seed",

@@ -3,7 +3,7 @@
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 
 def render_config(resolved: ResolvedConfig) -> RenderableType:
     """Draw every setting with its value and origin, by section; what is not a default stands out."""
-    return Group(*(
-        _render_section(resolved, title, [setting.name for setting in settings])
-        for title, settings in groupby(describe_settings().values(), key=lambda setting: setting.section)
-    ))  # fmt: skip
+    table = _make_table("Configuration")
+    table.add_column(overflow="fold")
+    for section, settings in groupby(describe_settings().values(), key=lambda setting: setting.section):
+        table.add_row(Text(section, "bold"))
+        for setting in settings:
+            origin = resolved.origins[setting.name]
+            style = "dim" if origin == "default" else ""
+            value = format_value(getattr(resolved.config, setting.name)) or "none"
+            table.add_row(Text(f"  {setting.name}", style), Text(value, style), Text(origin, style or "cyan"))
+    return table
 
 
 def render_plan(dry: "DryRun") -> RenderableType:
@@ -42,15 +48,4 @@ def _make_table(title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
     table.add_column(min_width=28, no_wrap=True)
     table.add_column(min_width=24, overflow="fold")
-    return table
-
-
-def _render_section(resolved: ResolvedConfig, title: str, names: list[str]) -> Table:
-    table = _make_table(title)
-    table.add_column(overflow="fold")
-    for name in names:
-        origin = resolved.origins[name]
-        style = "dim" if origin == "default" else ""
-        value = format_value(getattr(resolved.config, name)) or "none"
-        table.add_row(Text(f"  {name}", style), Text(value, style), Text(origin, style or "cyan"))
     return table

@@ -78,7 +78,7 @@ def _read_properties(properties: dict[str, dict[str, Any]]) -> Iterator[tuple[st
             Setting(
                 name=name,
                 section=section,
-                help=schema["description"],
+                help=" ".join(schema["description"].split()),
                 kind="choice" if "enum" in main else _KINDS[main["type"]],
                 choices=tuple(main.get("enum", ())),
                 default=schema.get("default"),

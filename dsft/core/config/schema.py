@@ -46,6 +46,9 @@ class TrainConfig(BaseModel):
     """Hub revision (branch, tag or commit) of the data set; the default data set is pinned to a commit."""
     dataset_split: Annotated[str, Field(min_length=1)] = "train"
     """Split of a hub data set to train on."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What happens to rows that can't be used (an empty response, a wrong type): the run is refused with their places,
+    or they are left out and counted."""
     template: TemplateName = "auto"
     """Prompt template: instruction, deepseek, chat, fim or text; auto picks by the data's layout."""
     loss_on: Literal["response", "all"] = "response"
