@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 _EXAMPLES = {"text": "def binary_search(items, target):", "fim": "def area(radius):"}
-_EXAMPLE_INSTRUCTION = "Write a function that reverses a linked list."
+_EXAMPLE_INSTRUCTION = "Reverse a linked list."
 
 
 def example_question(template_name: str) -> str:

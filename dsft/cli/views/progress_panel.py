@@ -26,6 +26,7 @@ _NARROW = 56
 
 _NARROW_LABELS = {"optimizer": "", "speed": "", "GPU memory": "GPU "}
 _SPARK_WIDTH = 40
+_MIN_BAR_WIDTH = 4
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _SPINNER_FRAMES_PER_S = 4
 _ARROWS = {-1: ("↓", "green"), 0: ("→", "dim"), 1: ("↑", "red")}
@@ -123,7 +124,10 @@ def _step_bar(state: ProgressState, run: RunStarted, width: int) -> Text:
     # Cut, not rounded: 100 % is the last step alone.
     figures = f"  {math.floor(fraction * 100):3d} %  {step}/{run.num_steps}"
     style = "green" if step >= run.num_steps else "cyan"
-    return Text.assemble(draw_bar(fraction, max(4, width - len(figures)), style), (figures, "bold"))
+    room = width - len(figures)
+    if room < _MIN_BAR_WIDTH:
+        return clip(Text(figures.strip(), "bold"), width)
+    return Text.assemble(draw_bar(fraction, room, style), (figures, "bold"))
 
 
 def _times(state: ProgressState, run: RunStarted, now_s: float) -> list[str]:
@@ -181,7 +185,7 @@ def _memory(used_bytes: int, total_bytes: int, width: int) -> Text:
     style = "green" if fraction < 0.8 else "yellow" if fraction < 0.93 else "red"
     figures = f"  {used_bytes / GIB:.1f} of {total_bytes / GIB:.1f} GiB"
     label = _label("GPU memory", width)
-    room = min(_SPARK_WIDTH, max(4, width - len(label[0]) - len(figures)))
+    room = min(_SPARK_WIDTH, max(_MIN_BAR_WIDTH, width - len(label[0]) - len(figures)))
     return Text.assemble(label, draw_bar(fraction, room, style), figures)
 
 

@@ -2,7 +2,8 @@
 
 import shlex
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -26,8 +27,7 @@ def render_summary(result: TrainResult) -> RenderableType:
         _section("Results", _result_rows(result)),
         _section("Files", _file_rows(result)),
         _title("Next"),
-        # Never broken by the layout, so that it can be copied.
-        Text(f"  {_command(result)}", no_wrap=True, overflow="ignore"),
+        _InferCommand(result),
     ]
     advice = suggest_speedup(result)
     if advice is not None:
@@ -103,5 +103,15 @@ def _file_rows(result: TrainResult) -> list[_Row]:
     ]
 
 
-def _command(result: TrainResult) -> str:
-    return shlex.join(["dsft", "infer", example_question(result.template), "--model", result.save_dir])
+class _InferCommand:
+    """The command that asks the model, in one line or, where that does not fit, in two that can be pasted as well."""
+
+    def __init__(self, result: TrainResult) -> None:
+        self._ask = "  " + shlex.join(["dsft", "infer", example_question(result.template)])
+        self._model = shlex.join(["--model", result.save_dir])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # Not padded: a blank behind the backslash would end the command there.
+        line = f"{self._ask} {self._model}"
+        fits = cell_len(line) <= options.max_width
+        yield Text(line if fits else f"{self._ask} \\\n    {self._model}", overflow="fold")
