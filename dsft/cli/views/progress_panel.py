@@ -164,7 +164,7 @@ def _loss(state: ProgressState, step: StepDone, width: int) -> Text:
     text.append(f" {arrow} ", style)
     mean = f"  mean of {trend.num_steps}: {trend.mean:.4f}"
     room = width - len(text)
-    if room < len(mean) + 10:
+    if trend.num_steps < 2 or room < len(mean) + 10:
         mean = ""
     num_sparks = max(1, min(_SPARK_WIDTH, room - len(mean)))
     return text.append(draw_sparkline(state.losses[-num_sparks:]), "cyan").append(mean, "dim")
