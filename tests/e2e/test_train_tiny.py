@@ -163,7 +163,7 @@ def test_bad_data_is_named_by_file_and_line_and_nothing_is_written(tmp_path: Pat
     ("arguments", "expected"),
     [
         (("--dataset", "missing.jsonl"), "missing.jsonl"),
-        (("--lora-r", "0"), "lora_r"),
+        (("--lora-r", "0"), "--lora-r is 0"),
         (("--preset", "balance"), "balanced"),
         (("--model-name", "./missing"), "./missing"),
         (("--device", "cuda"), "--device cpu"),
