@@ -32,7 +32,7 @@ def make_result(config: dict[str, Any] | None = None, **changes: Any) -> TrainRe
         },
         "tokenizer_fingerprint": "f" * 16,
         "template": "instruction",
-        "data": {"num_rows": 100},
+        "data": {"num_rows": 1210, "num_train_samples": 1176, "num_validation_samples": 24},
         "num_steps": 40,
         "num_epochs": 3.0,
         "first_step": 0,

@@ -115,11 +115,16 @@ print(tokenizer.decode(outputs[0, inputs["input_ids"].shape[1] :], skip_special_
 def _training_rows(result: TrainResult) -> list[tuple[str, str]]:
     config: dict[str, Any] = result.config
     model: dict[str, Any] = result.model
+    data: dict[str, Any] = result.data
     micro, accumulation = config["per_device_train_batch_size"], config["gradient_accumulation_steps"]
     revision = model.get("revision")
     return [
         ("Base model", _code(model["name"]) + (f" at {_code(revision)}" if revision else "")),
-        ("Data", _code(config["dataset"])),
+        (
+            "Data",
+            f"{_code(config['dataset'])}, {format_count(data['num_train_samples'])} samples to train on and "
+            f"{format_count(data['num_validation_samples'])} held out",
+        ),
         ("Prompt template", f"{_code(result.template)}, loss on {config['loss_on']} tokens"),
         ("LoRA", f"rank {config['lora_r']}, alpha {config['lora_alpha']:g}, dropout {config['lora_dropout']:g}"),
         (

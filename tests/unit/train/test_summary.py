@@ -225,6 +225,7 @@ def test_the_card_holds_the_results_and_tables_that_no_value_breaks() -> None:
     result = make_result(techniques={"QLoRA": "NF4 | double\nquantization"})
     card = render_model_card(result)
     assert "| QLoRA | NF4 \\| double quantization |" in card
+    assert "1,176 samples to train on and 24 held out" in card
     assert "0.7000 at step 20" in card
     assert "16,384 tokens/s" in card
     assert "18.0 GiB" in card
