@@ -18,6 +18,7 @@ from dsft.train.checkpoint import checkpoint_step, find_newest_valid, list_check
 from dsft.train.events import EventSink, Notice, Phase, RunStarted, TrainResult
 from dsft.train.folders import EVENT_LOG, RunFolders, check_folders, check_same_data, prepare_folders
 from dsft.train.interrupt import InterruptGuard
+from dsft.train.model_card import write_example_prompt
 from dsft.train.recorder import RunRecorder, peak_host_bytes
 from dsft.train.save import save_final_adapter
 from dsft.train.setup import RunSetup, describe_techniques, prepare_setup
@@ -258,6 +259,7 @@ def _result(
     checkpoint: Path | None,
     duration_s: float,
 ) -> TrainResult:
+    import psutil
     import torch
 
     config = setup.config
@@ -305,5 +307,9 @@ def _result(
         peak_memory_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
         peak_memory_device_bytes=recorder.peak_device_bytes,
         peak_host_memory_bytes=peak_host_bytes(),
+        device=setup.device.name,
+        memory_total_bytes=setup.device.total_bytes or psutil.virtual_memory().total,
+        data_wait_s=trainer.data_wait_s,
+        example_prompt=write_example_prompt(setup.data.template),
         events=recorder.history,
     )

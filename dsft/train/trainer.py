@@ -148,6 +148,7 @@ class QloraTrainer(Trainer):
         self._is_interrupt_told = False
         self.step_tokens = 0
         self.step_targets = 0
+        self.data_wait_s = 0.0
 
     # Batches
 
@@ -164,7 +165,10 @@ class QloraTrainer(Trainer):
         self, epoch_iterator: Iterator[EffectiveBatch], num_batches: int, device: torch.device
     ) -> tuple[list[EffectiveBatch], None]:
         """Return the next effective batch; targets are counted in `training_step`."""
-        return [next(epoch_iterator) for _ in range(num_batches)], None
+        started_s = time.perf_counter()
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        self.data_wait_s += time.perf_counter() - started_s
+        return batches, None
 
     def floating_point_ops(self, inputs: EffectiveBatch) -> int:
         """Return 0: dsft reports tokens, and a LoRA step's operations are not what the Trainer counts."""

@@ -25,7 +25,7 @@ def _default_dataset_revision(values: dict[str, Any]) -> str | None:
     return DEFAULT_DATASET_REVISION if values.get("dataset") == DEFAULT_DATASET else None
 
 
-def _default_bad_rows(values: dict[str, Any]) -> str:
+def _default_bad_rows(values: dict[str, Any]) -> Literal["error", "skip"]:
     # The default data set is known to hold a few rows with an empty response (6 of 20,022).
     return "skip" if values.get("dataset") == DEFAULT_DATASET else "error"
 
