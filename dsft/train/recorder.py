@@ -18,7 +18,7 @@ from dsft.train.events import (
     StepDone,
     Validated,
 )
-from dsft.train.trainer import StepReport, ValidationReport
+from dsft.train.reports import StepReport, ValidationReport
 
 _WINDOW_STEPS = 20
 

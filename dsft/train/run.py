@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dsft
 from dsft.core.config.load import ResolvedConfig
 from dsft.core.config.schema import recipe
 from dsft.core.data.prepare import SamplePreview
@@ -18,18 +17,13 @@ from dsft.train.checkpoint import checkpoint_step, find_newest_valid, list_check
 from dsft.train.events import EventSink, Notice, Phase, RunStarted, TrainResult
 from dsft.train.folders import EVENT_LOG, RunFolders, check_folders, check_same_data, prepare_folders
 from dsft.train.interrupt import InterruptGuard
-from dsft.train.model_card import write_example_prompt
-from dsft.train.recorder import RunRecorder, peak_host_bytes
+from dsft.train.recorder import RunRecorder
+from dsft.train.reports import TrainerHooks
+from dsft.train.restore import load_adapter_weights, read_trainer_state
+from dsft.train.result import build_result
 from dsft.train.save import save_final_adapter
 from dsft.train.setup import RunSetup, describe_techniques, prepare_setup
-from dsft.train.trainer import (
-    ExecutionPlan,
-    QloraTrainer,
-    TrainerHooks,
-    load_adapter_weights,
-    read_trainer_state,
-)
-from dsft.train.versions import versions
+from dsft.train.trainer import ExecutionPlan, QloraTrainer
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -68,7 +62,7 @@ def dry_run(resolved: ResolvedConfig, *, sink: EventSink) -> DryRun:
         preview=setup.data.preview,
         num_steps=setup.num_steps,
         num_train_samples=len(setup.data.train),
-        num_validation_samples=_num_validation(setup),
+        num_validation_samples=setup.num_validation_samples,
     )
 
 
@@ -103,8 +97,12 @@ def run_train(resolved: ResolvedConfig, *, resume: bool, overwrite: bool, sink: 
     recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, gpu_memory)
     started_s = time.perf_counter()
     try:
-        state, trainer = _train(setup, model, checkpoint, recorder)
-        return _finish(setup, folders, state, trainer, recorder, checkpoint, time.perf_counter() - started_s)
+        trainer = _train(setup, model, checkpoint, recorder)
+        recorder.tell(Phase("save the adapter"))
+        duration_s = time.perf_counter() - started_s
+        result = build_result(setup, trainer, recorder, first_step=_first_step(checkpoint), duration_s=duration_s)
+        save_final_adapter(result, trainer, setup.tokenizer.tokenizer, folders)
+        return result
     finally:
         recorder.close()
 
@@ -137,13 +135,10 @@ def _load_model(setup: RunSetup, sink: EventSink) -> Any:
     return peft_model
 
 
-def _train(
-    setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRecorder
-) -> tuple["TrainerState", QloraTrainer]:
+def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRecorder) -> QloraTrainer:
     config = setup.config
-    first_step = checkpoint_step(checkpoint) if checkpoint is not None else 0
+    first_step = _first_step(checkpoint)
     resumed_state = read_trainer_state(checkpoint) if checkpoint is not None else None
-    num_validation = _num_validation(setup)
     with InterruptGuard() as guard:
         trainer = QloraTrainer(
             model,
@@ -153,7 +148,7 @@ def _train(
                 precision=setup.precision,
                 optimizer=setup.optimizer,
                 num_steps=setup.num_steps,
-                has_validation=num_validation > 0,
+                has_validation=setup.num_validation_samples > 0,
                 validate_first=_lacks_validation(resumed_state, config.save_steps),
             ),
             sequences=setup.sequences,
@@ -174,13 +169,17 @@ def _train(
             # The run had finished: only its final files are written again.
             load_adapter_weights(model, checkpoint)
             trainer.state = resumed_state
-            return resumed_state, trainer
+            return trainer
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     state = trainer.state
     if guard.signal_name is not None and state.global_step < setup.num_steps:
         saved = Path(config.output_dir) / f"checkpoint-{state.global_step}"
         raise RunInterrupted(guard.signal_name, str(saved), state.global_step)
-    return state, trainer
+    return trainer
+
+
+def _first_step(checkpoint: Path | None) -> int:
+    return checkpoint_step(checkpoint) if checkpoint is not None else 0
 
 
 def _lacks_validation(state: "TrainerState | None", save_steps: int) -> bool:
@@ -195,10 +194,6 @@ def _mean_length(setup: RunSetup) -> int:
     if setup.config.packing:
         return setup.config.max_length
     return max(1, round(float(setup.data.train.lengths.mean())))
-
-
-def _num_validation(setup: RunSetup) -> int:
-    return len(setup.data.validation) if setup.data.validation is not None else 0
 
 
 def _reset_peaks() -> None:
@@ -220,96 +215,11 @@ def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
         optimizer=setup.optimizer.description,
         num_steps=setup.num_steps,
         first_step=first_step,
-        num_epochs=_num_epochs(setup),
+        num_epochs=setup.num_epochs,
         effective_batch_size=config.effective_batch_size,
         micro_batch_size=config.per_device_train_batch_size,
         num_train_samples=len(setup.data.train),
-        num_validation_samples=_num_validation(setup),
+        num_validation_samples=setup.num_validation_samples,
         num_trainable_parameters=num_trainable,
         num_parameters=num_parameters,
-    )
-
-
-def _num_epochs(setup: RunSetup) -> float:
-    steps_per_epoch = -(-len(setup.sequences) // setup.config.effective_batch_size)
-    return setup.num_steps / steps_per_epoch
-
-
-def _finish(
-    setup: RunSetup,
-    folders: RunFolders,
-    state: "TrainerState",
-    trainer: QloraTrainer,
-    recorder: RunRecorder,
-    checkpoint: Path | None,
-    duration_s: float,
-) -> TrainResult:
-    recorder.tell(Phase("save the adapter"))
-    result = _result(setup, folders, state, trainer, recorder, checkpoint, duration_s)
-    save_final_adapter(result, trainer, setup.tokenizer.tokenizer, folders)
-    return result
-
-
-def _result(
-    setup: RunSetup,
-    folders: RunFolders,
-    state: "TrainerState",
-    trainer: QloraTrainer,
-    recorder: RunRecorder,
-    checkpoint: Path | None,
-    duration_s: float,
-) -> TrainResult:
-    import psutil
-    import torch
-
-    config = setup.config
-    is_cuda = setup.device.kind == "cuda"
-    losses = [(int(log["step"]), float(log["loss"])) for log in state.log_history if "loss" in log]
-    validation = [(int(log["step"]), float(log["eval_loss"])) for log in state.log_history if "eval_loss" in log]
-    num_trainable, num_parameters = trainer.model.get_nb_trainable_parameters()
-    tok_per_s, target_tok_per_s, step_s_median = recorder.rates()
-    return TrainResult(
-        run_name=folders.save_dir.name,
-        save_dir=str(folders.save_dir),
-        output_dir=str(folders.output_dir),
-        dsft_version=dsft.__version__,
-        versions=versions(),
-        config=config.model_dump(),
-        origins=setup.origins,
-        techniques=describe_techniques(setup),
-        notices=list(setup.notices),
-        model={
-            "name": config.model_name,
-            "revision": setup.source.commit or setup.source.revision,
-            "family": setup.source.model_config["model_type"],
-            "num_parameters": num_parameters,
-            "num_trainable_parameters": num_trainable,
-            "quantization": "NF4, double quantization",
-        },
-        tokenizer_fingerprint=setup.tokenizer.fingerprint,
-        template=setup.data.template.name,
-        data=setup.data.report.as_dict(),
-        num_steps=state.global_step,
-        num_epochs=_num_epochs(setup),
-        first_step=checkpoint_step(checkpoint) if checkpoint is not None else 0,
-        duration_s=duration_s,
-        train_tok_per_s=tok_per_s,
-        train_target_tok_per_s=target_tok_per_s,
-        step_s_median=step_s_median,
-        first_loss=losses[0][1],
-        final_loss=losses[-1][1],
-        losses=losses,
-        validation_losses=validation,
-        best_step=state.best_global_step if validation else None,
-        best_validation_loss=state.best_metric,
-        kept=config.keep,
-        peak_memory_allocated_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
-        peak_memory_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
-        peak_memory_device_bytes=recorder.peak_device_bytes,
-        peak_host_memory_bytes=peak_host_bytes(),
-        device=setup.device.name,
-        memory_total_bytes=setup.device.total_bytes or psutil.virtual_memory().total,
-        data_wait_s=trainer.data_wait_s,
-        example_prompt=write_example_prompt(setup.data.template),
-        events=recorder.history,
     )

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from dsft.train.events import TrainResult
 from dsft.train.folders import RunFolders
+from dsft.train.restore import ADAPTER_WEIGHTS
 from dsft.train.summary import write_summary
-from dsft.train.trainer import ADAPTER_WEIGHTS, BEST_ADAPTER, QloraTrainer
+from dsft.train.trainer import BEST_ADAPTER, QloraTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

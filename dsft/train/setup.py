@@ -1,5 +1,6 @@
 """Everything a run decides and reads before the model loads; writes nothing outside the cache."""
 
+import math
 from dataclasses import dataclass
 
 from dsft.core.config.load import ResolvedConfig
@@ -33,6 +34,16 @@ class RunSetup:
     sequences: SequenceDataset
     num_steps: int
     notices: tuple[str, ...]
+
+    @property
+    def num_validation_samples(self) -> int:
+        """Samples held out."""
+        return len(self.data.validation) if self.data.validation is not None else 0
+
+    @property
+    def num_epochs(self) -> float:
+        """Passes over the training data that the steps make."""
+        return self.num_steps / math.ceil(len(self.sequences) / self.config.effective_batch_size)
 
 
 def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:

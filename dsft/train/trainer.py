@@ -3,18 +3,17 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from dsft.core.data.samples import TokenizedDataset
-from dsft.core.errors import CheckpointError, NonFiniteLossError
+from dsft.core.errors import NonFiniteLossError
 from dsft.train.batches import (
     EffectiveBatch,
     EffectiveBatchLoader,
@@ -23,16 +22,17 @@ from dsft.train.batches import (
     group_by_tokens,
     split_into_micro_batches,
 )
-from dsft.train.checkpoint import checkpoint_step, remove_old_checkpoints, replace_folder, write_checkpoint
+from dsft.train.callbacks import Interrupter, Reporter
+from dsft.train.checkpoint import remove_old_checkpoints, replace_folder, write_checkpoint
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.loss import sum_target_losses
+from dsft.train.reports import TrainerHooks, ValidationReport
+from dsft.train.restore import TRAINER_STATE, load_adapter_weights, page_optimizer_state
 
 BEST_ADAPTER = "adapter-best"
 """Folder in the output folder that holds the adapter of the lowest validation loss."""
 
 BEST_RECORD = "best.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -46,52 +46,6 @@ class ExecutionPlan:
 
     micro_batch_size: int
     validation_tokens: int
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimizer step told.
-
-    Attributes:
-        step: Optimizer steps done, this one included.
-        epoch: Epochs done, with fraction.
-        loss: Mean cross-entropy over the step's targets, nats.
-        grad_norm: Norm of the gradient before clipping.
-        learning_rate: The rate the step was taken with.
-        num_tokens: Tokens of the step.
-        num_targets: Target tokens of the step.
-        duration_s: Wall time from the end of the step before.
-    """
-
-    step: int
-    epoch: float
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    num_tokens: int
-    num_targets: int
-    duration_s: float
-
-
-@dataclass(frozen=True)
-class ValidationReport:
-    """What one validation pass told: the mean cross-entropy over all targets, in nats."""
-
-    step: int
-    loss: float
-    num_targets: int
-    is_best: bool
-    duration_s: float
-
-
-@dataclass(frozen=True)
-class TrainerHooks:
-    """Whom the trainer tells what."""
-
-    on_step: Callable[[StepReport], None]
-    on_validation: Callable[[ValidationReport], None]
-    on_checkpoint: Callable[[int, Path], None]
-    on_interrupt: Callable[[str], None]
 
 
 class QloraTrainer(Trainer):
@@ -134,7 +88,7 @@ class QloraTrainer(Trainer):
             args=args,
             train_dataset=sequences,
             eval_dataset=validation,
-            callbacks=[_Reporter(self), _Interrupter(self)],
+            callbacks=[Reporter(self), Interrupter(self)],
         )
         self.remove_callback(PrinterCallback)
         self.plan = plan
@@ -304,113 +258,10 @@ class QloraTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            _page_state(getattr(self.optimizer, "optimizer", self.optimizer))
+            page_optimizer_state(getattr(self.optimizer, "optimizer", self.optimizer))
 
     def _tell_interrupt(self) -> bool:
         if self.guard.signal_name is not None and not self._is_interrupt_told:
             self._is_interrupt_told = True
             self.hooks.on_interrupt(self.guard.signal_name)
         return self.guard.signal_name is not None
-
-
-class _Reporter(TrainerCallback):
-    """Turns the Trainer's log lines into step reports."""
-
-    def __init__(self, trainer: QloraTrainer) -> None:
-        self._trainer = trainer
-        self._last_s = time.perf_counter()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._last_s = time.perf_counter()
-        if state.global_step > 0:
-            self._trainer.adopt_best_on_disk()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        now_s = time.perf_counter()
-        self._trainer.hooks.on_step(
-            StepReport(
-                step=state.global_step,
-                epoch=float(state.epoch or 0.0),
-                loss=logs["loss"],
-                grad_norm=float(logs["grad_norm"]),
-                learning_rate=logs["learning_rate"],
-                num_tokens=self._trainer.step_tokens,
-                num_targets=self._trainer.step_targets,
-                duration_s=now_s - self._last_s,
-            )
-        )
-        self._last_s = now_s
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._last_s = time.perf_counter()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._last_s = time.perf_counter()
-
-
-class _Interrupter(TrainerCallback):
-    """Ends training after the current step with a checkpoint, once a signal came."""
-
-    def __init__(self, trainer: QloraTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._trainer.guard.signal_name is not None:
-            control.should_evaluate = False
-            control.should_save = True
-            control.should_training_stop = True
-
-
-def _page_state(optimizer: Any) -> None:
-    """Move a paged optimizer's loaded state back into pageable memory.
-
-    bitsandbytes 0.50 loads it into plain GPU memory, so a resumed run would need more than the one before it.
-    """
-    if not getattr(optimizer, "is_paged", False):
-        return
-    for parameter, state in optimizer.state.items():
-        for name in ("state1", "state2"):
-            if name in state:
-                buffer = optimizer.get_state_buffer(parameter, dtype=state[name].dtype)
-                state[name] = buffer.copy_(state[name])
-
-
-def load_adapter_weights(model: Any, checkpoint: Path) -> None:
-    """Load LoRA weights into a model, every tensor or none.
-
-    Raises:
-        CheckpointError: Tensors are missing, unknown or of another shape.
-    """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    saved = load_file(checkpoint / ADAPTER_WEIGHTS)
-    present = get_peft_model_state_dict(model)
-    for name in sorted(saved.keys() | present.keys()):
-        if name not in saved or name not in present or saved[name].shape != present[name].shape:
-            raise CheckpointError(
-                f"{checkpoint / ADAPTER_WEIGHTS} does not fit this model: tensor {name} is "
-                f"{'missing' if name not in saved else 'unknown' if name not in present else 'of another shape'}.",
-                "Resume with the settings the run was started with, or start anew with --overwrite.",
-            )
-    set_peft_model_state_dict(model, saved)
-
-
-def read_trainer_state(checkpoint: Path) -> TrainerState:
-    """Read the state of a checkpoint: its step, its log and its best validation loss."""
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-    if state.global_step != checkpoint_step(checkpoint):
-        raise CheckpointError(
-            f"{checkpoint / TRAINER_STATE} says step {state.global_step}.", "Remove that checkpoint and --resume again."
-        )
-    return state

@@ -16,7 +16,9 @@ from dsft.train.batches import SequenceDataset, flatten
 from dsft.train.checkpoint import find_damage, list_checkpoints
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.loss import sum_target_losses
-from dsft.train.trainer import ExecutionPlan, QloraTrainer, TrainerHooks, load_adapter_weights
+from dsft.train.reports import TrainerHooks
+from dsft.train.restore import load_adapter_weights
+from dsft.train.trainer import ExecutionPlan, QloraTrainer
 from tests.unit.train.random_samples import ListDataset, make_samples
 
 CPU = Device("cpu", "CPU")
