@@ -1,6 +1,7 @@
 """The two folders of a run: which run they belong to, and when they may be written."""
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +44,18 @@ def check_folders(folders: RunFolders, *, resume: bool, overwrite: bool, recipe:
     for folder in (folders.output_dir, folders.save_dir):
         if folder.exists() and not folder.is_dir():
             raise OutputFolderError(f"{folder} is a file, and a folder is needed there.", "Choose another folder.")
+        nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OutputFolderError(
+                f"{nearest} can't be written, and {folder} belongs there.", "Choose another folder."
+            )
     if folders.output_dir.resolve() == folders.save_dir.resolve():
         raise OutputFolderError(
             f"output_dir and save_dir are both {folders.output_dir}.", "Choose two folders: --output-dir, --save-dir."
         )
     if overwrite:
         return
-    if resume:
+    if resume and _holds_run(folders.output_dir):
         _check_same_recipe(folders.output_dir, recipe)
         return
     if _holds_run(folders.output_dir):
@@ -101,12 +107,10 @@ def _holds_run(folder: Path) -> bool:
 def _check_same_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
     path = output_dir / RUN_RECORD
     if not path.exists():
-        if list_checkpoints(output_dir):
-            raise OutputFolderError(
-                f"{output_dir} holds checkpoints but no {RUN_RECORD}, so they are not of a dsft run.",
-                "Choose another --output-dir.",
-            )
-        return
+        raise OutputFolderError(
+            f"{output_dir} holds checkpoints but no {RUN_RECORD}, so they are not of a dsft run.",
+            "Choose another --output-dir.",
+        )
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))["recipe"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):

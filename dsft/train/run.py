@@ -90,9 +90,9 @@ def run_train(resolved: ResolvedConfig, *, resume: bool, overwrite: bool, sink: 
         check_same_data(folders.output_dir, setup.data.key)
     checkpoint = _find_checkpoint(folders.output_dir, sink) if resume else None
 
-    # Loading a large model takes its time, and folders that can't be written should be known before.
-    prepare_folders(folders, resume=resume, recipe=recipe(config), data_key=setup.data.key)
     model = _load_model(setup, sink)
+    # Not before the model is there: an earlier run that is overwritten goes only now.
+    prepare_folders(folders, resume=resume, recipe=recipe(config), data_key=setup.data.key)
     gpu_memory = open_gpu_memory(setup.device.uuid) if setup.device.uuid is not None else None
     recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, gpu_memory)
     started_s = time.perf_counter()

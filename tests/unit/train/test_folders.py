@@ -44,6 +44,25 @@ def test_a_save_folder_with_a_model_is_refused(folders: RunFolders):
         check(folders)
 
 
+def test_resuming_where_no_run_is_does_not_touch_another_runs_model(folders: RunFolders):
+    folders.save_dir.mkdir()
+    (folders.save_dir / "adapter_config.json").touch()
+    with pytest.raises(OutputFolderError, match="trained model"):
+        check(folders, resume=True)
+
+
+def test_foreign_checkpoints_are_not_resumed(folders: RunFolders):
+    (folders.output_dir / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(OutputFolderError, match="not of a dsft run"):
+        check(folders, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(folders: RunFolders, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OutputFolderError, match="can't be written"):
+        check(folders)
+
+
 def test_resuming_with_other_settings_names_them(folders: RunFolders):
     start(folders)
     with pytest.raises(OutputFolderError, match="lora_r was 8 and is 16"):
