@@ -13,6 +13,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # huggingface_hub reads these once, when it is imported: before any test can set them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# As dsft itself does; torch reads it when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 RunDsft = Callable[..., "subprocess.CompletedProcess[str]"]
 
