@@ -44,7 +44,7 @@ class ChatTemplate(PromptTemplate):
         self._lead = ""
         probe = self._render_turns([Turn("user", "a"), Turn("assistant", PROBE_ANSWER, is_target=True)])
         self._lead = probe[1].text.partition(PROBE_ANSWER)[0]
-        self.stop_token_ids = [self.encoder.encode_sample(probe)[-1]]
+        self.stop_token_ids = [self.encoder.encode_prompt(probe)[-1]]
 
     @property
     def bos(self) -> list[int]:

@@ -1,5 +1,6 @@
 """What a usable row is, whatever file and columns it came from: a conversation, a text, or a text with a gap."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -68,3 +69,8 @@ def prompt_of(example: Example) -> str:
         return example.text
     first_target = next(index for index, turn in enumerate(example.turns) if turn.is_target)
     return "\0".join(f"{turn.role}\0{turn.text}" for turn in example.turns[:first_target])
+
+
+def hash_text(text: str) -> int:
+    """Return a 64-bit hash of a text, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -15,7 +15,10 @@ INSTRUCTION_COLUMNS = ("instruction", "prompt", "question")
 RESPONSE_COLUMNS = ("output", "response", "completion", "answer")
 INPUT_COLUMN = "input"
 FIM_COLUMNS = ("prefix", "suffix", "middle")
-CONTRADICT_TEXT = frozenset({"code", "solution", "target", "summary", "label", "labels", *RESPONSE_COLUMNS})
+CONTRADICT_TEXT = frozenset(
+    {"code", "solution", "canonical_solution", "target", "summary", "label", "labels", "query", "context"}
+    | {*INSTRUCTION_COLUMNS, *RESPONSE_COLUMNS}
+)
 """Columns that leave open whether a column `text` is all there is to learn or only its question."""
 
 KNOWN_LAYOUTS = (
@@ -95,9 +98,9 @@ def _unknown_columns(row: Row) -> DataError:
     rivals = sorted(row.values.keys() & CONTRADICT_TEXT)
     if "text" in row.values and rivals:
         return DataError(
-            f"{row.where} has the columns {found}: it can't be told whether text is all there is to learn or only the "
-            f"question to {rivals[0]}.",
-            f"Rename text to instruction and {rivals[0]} to output, or keep only text.",
+            f"{row.where} has the columns {found}: beside {rivals[0]} it can't be told whether text "
+            "is all there is to learn.",
+            "Name the columns of question and answer instruction and output, or keep only text.",
         )
     return DataError(
         f"{row.where} has the columns {found}, which are those of no known layout.",

@@ -88,7 +88,7 @@ class PromptTemplate(ABC):
 
     def encode_prompt(self, prompt: Prompt, system: str | None = None) -> list[int]:
         """Return the token ids of a prompt, with the beginning-of-text token where the tokenizer has one."""
-        return self.encoder.encode_sample(self.render_prompt(prompt, system))
+        return self.encoder.encode_prompt(self.render_prompt(prompt, system))
 
     @property
     def key(self) -> str:

@@ -5,10 +5,11 @@ A segment is tokenized alone and joined to its neighbours by ids, because at inf
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -61,6 +62,18 @@ class EncodedSegments:
     lengths: npt.NDArray[np.int64]
 
 
+class EncodedSample(NamedTuple):
+    """The token ids of one sample.
+
+    Attributes:
+        token_ids: uint32, shape [length].
+        is_target: Which tokens are of target segments, bool, shape [length].
+    """
+
+    token_ids: npt.NDArray[np.uint32]
+    is_target: npt.NDArray[np.bool_]
+
+
 class SegmentEncoder:
     """Turns segments into token ids with copies of a tokenizer, whose truncation and padding settings do not matter.
 
@@ -88,6 +101,8 @@ class SegmentEncoder:
         for token in (self.end_token, *(segment.text for segment in self.bos_segments)):
             self.control_tokens[token] = tokenizer.convert_tokens_to_ids(token)
         steering = [token_id for token, token_id in self.control_tokens.items() if token != tokenizer.unk_token]
+        self._control_ids = {token: [token_id] for token, token_id in self.control_tokens.items()}
+        self._marks_beginnings = _without_prefixes(self._settings) != self._settings
         self._is_control_id = np.zeros(self.vocabulary_size, dtype=np.bool_)
         self._is_control_id[np.array(steering, dtype=np.int64)] = True
 
@@ -101,7 +116,7 @@ class SegmentEncoder:
         spellings = sorted(self.control_tokens, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
 
-    def encode(self, samples: Iterable[Sequence[Segment]]) -> EncodedSegments:
+    def encode(self, samples: Iterable[Iterable[Segment]]) -> EncodedSegments:
         """Encode all segments of a batch of samples at once.
 
         Args:
@@ -114,30 +129,57 @@ class SegmentEncoder:
         Raises:
             TokenizerError: The tokenizer makes control tokens of ordinary text.
         """
-        jobs = _Jobs()
+        parts: list[list[int]] = []
+        segment_of_part: list[int] = []
+        # Texts and their positions among the parts, by the tokenizer that is to encode them.
+        queues: dict[tuple[bool, bool], tuple[list[int], list[str]]] = defaultdict(lambda: ([], []))
         num_segments = 0
         for sample in samples:
-            is_beginning = True
-            for segment in sample:
-                token_id = self.control_tokens.get(segment.text) if segment.parse_special else None
-                if token_id is not None:
-                    jobs.add_ids(num_segments, [token_id])
+            is_beginning = self._marks_beginnings
+            for text, _, parse_special in sample:
+                known_ids = self._control_ids.get(text) if parse_special else None
+                if known_ids is not None:
+                    parts.append(known_ids)
+                    segment_of_part.append(num_segments)
                 else:
-                    for piece in _cut(segment.text):
-                        jobs.add_text(num_segments, piece, self._backend(segment.parse_special, is_beginning))
+                    for piece in (text,) if len(text) <= PIECE_CHARACTERS else _cut(text):
+                        positions, texts = queues[parse_special, is_beginning]
+                        positions.append(len(parts))
+                        texts.append(piece)
+                        parts.append(_NO_IDS)
+                        segment_of_part.append(num_segments)
                         is_beginning = False
                 num_segments += 1
-        parts = jobs.run()
+        is_plain = np.zeros(len(parts), dtype=np.bool_)
+        for (parse_special, is_beginning), (positions, texts) in queues.items():
+            is_plain[positions] = not parse_special
+            backend = self._backend(parse_special, is_beginning)
+            encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+            for position, encoding in zip(positions, encodings, strict=True):
+                parts[position] = encoding.ids
         part_lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         token_ids = np.fromiter(chain.from_iterable(parts), dtype=np.uint32, count=int(part_lengths.sum()))
-        self._check_plain_text(token_ids, np.repeat(jobs.is_plain(self._plain), part_lengths))
-        lengths = np.bincount(jobs.segment_of_part, weights=part_lengths, minlength=num_segments).astype(np.int64)
+        self._check_plain_text(token_ids, np.repeat(is_plain, part_lengths))
+        lengths = np.bincount(segment_of_part, weights=part_lengths, minlength=num_segments).astype(np.int64)
         return EncodedSegments(token_ids, lengths)
 
-    def encode_sample(self, segments: Sequence[Segment]) -> list[int]:
+    def encode_samples(self, samples: Sequence[Sequence[Segment]]) -> list[EncodedSample]:
+        """Encode a batch of samples at once; see `encode`."""
+        encoded = self.encode(samples)
+        flags = np.array([segment.is_target for sample in samples for segment in sample], dtype=np.bool_)
+        is_target = np.repeat(flags, encoded.lengths)
+        segment_bounds = np.concatenate([[0], np.cumsum(encoded.lengths)])
+        bounds = segment_bounds[np.cumsum([0, *map(len, samples)])].tolist()
+        return [EncodedSample(encoded.token_ids[start:end], is_target[start:end]) for start, end in pairwise(bounds)]
+
+    def encode_prompt(self, segments: Sequence[Segment]) -> list[int]:
         """Return the token ids of one sample's segments."""
         token_ids: list[int] = self.encode([segments]).token_ids.tolist()
         return token_ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids, control tokens spelled out; broken characters become U+FFFD."""
+        return self._backend(True, True).decode(list(token_ids), skip_special_tokens=False)
 
     def count_tokens(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the tokens of each text as ordinary text that continues another, int64, shape [num_texts]."""
@@ -184,38 +226,8 @@ class SegmentEncoder:
             )
 
 
-class _Jobs:
-    """The parts of a batch, in order: ids that are known, and texts by the tokenizer that encodes them."""
-
-    def __init__(self) -> None:
-        self._parts: list[list[int]] = []
-        self.segment_of_part: list[int] = []
-        self._texts: dict[int, tuple[Tokenizer, list[int], list[str]]] = {}
-
-    def add_ids(self, segment: int, token_ids: list[int]) -> None:
-        self._parts.append(token_ids)
-        self.segment_of_part.append(segment)
-
-    def add_text(self, segment: int, text: str, backend: "Tokenizer") -> None:
-        _, positions, texts = self._texts.setdefault(id(backend), (backend, [], []))
-        positions.append(len(self._parts))
-        texts.append(text)
-        self.add_ids(segment, [])
-
-    def run(self) -> list[list[int]]:
-        for backend, positions, texts in self._texts.values():
-            for position, encoding in zip(
-                positions, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
-            ):
-                self._parts[position] = encoding.ids
-        return self._parts
-
-    def is_plain(self, plain: "tuple[Tokenizer, Tokenizer]") -> npt.NDArray[np.bool_]:
-        flags = np.zeros(len(self._parts), dtype=np.bool_)
-        for backend in plain:
-            if id(backend) in self._texts:
-                flags[self._texts[id(backend)][1]] = True
-        return flags
+_NO_IDS: list[int] = []
+"""Stands for a text until it is encoded."""
 
 
 def _is_control(content: str, is_special: bool) -> bool:
@@ -245,8 +257,12 @@ def _make_backends(settings: dict[str, Any]) -> "tuple[Tokenizer, Tokenizer]":
     from tokenizers import Tokenizer
 
     beginning = Tokenizer.from_str(json.dumps(settings))
-    continued = settings | {key: _without_prefix(settings[key]) for key in ("normalizer", "pre_tokenizer")}
+    continued = _without_prefixes(settings)
     return beginning, beginning if continued == settings else Tokenizer.from_str(json.dumps(continued))
+
+
+def _without_prefixes(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {key: _without_prefix(settings[key]) for key in ("normalizer", "pre_tokenizer")}
 
 
 def _without_prefix(node: Any) -> Any:
@@ -266,14 +282,8 @@ def _without_prefix(node: Any) -> Any:
     return changed
 
 
-def _cut(text: str) -> Iterable[str]:
-    """Return a text in pieces that give the same tokens as the whole, unless it has no line ends."""
-    if len(text) <= PIECE_CHARACTERS:
-        return (text,)
-    return _cut_long(text)
-
-
-def _cut_long(text: str) -> Iterable[str]:
+def _cut(text: str) -> Iterator[str]:
+    """Yield a long text in pieces that give the same tokens as the whole, unless it has no line ends."""
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
         cut = _SAFE_CUT.search(text, start + PIECE_CHARACTERS // 2, start + PIECE_CHARACTERS)

@@ -146,7 +146,10 @@ class SourceFolder:
         for number, path in enumerate(self._paths):
             where = path.relative_to(self._folder).as_posix()
             # Line ends as they are: a model is to write what the files hold.
-            text = path.read_bytes().decode("utf-8-sig")
+            try:
+                text = path.read_bytes().decode("utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{self.name}/{where} changed while it was read: {error}.", "Start again.") from error
             yield Row(number, f"{self.name.rstrip('/')}/{where}", {"text": text, "path": where})
 
 
