@@ -86,7 +86,7 @@ def find_layout(row: Row, kind: str) -> Layout:
     if question == "prompt" and "completion" in columns:
         return Layout("prompt/completion", ("prompt", "completion"), _read_prompt_completion)
     if question is not None and answer is not None:
-        return _instruction_layout(question, answer, has_input=INPUT_COLUMN in columns)
+        return _instruction_layout(question, answer)
     if "text" in columns and not columns & CONTRADICT_TEXT:
         return Layout("text", ("text",), lambda values: _read_text(values, parse_special=True))
     raise _unknown_columns(row)
@@ -108,16 +108,16 @@ def _unknown_columns(row: Row) -> DataError:
     )
 
 
-def _instruction_layout(question: str, answer: str, *, has_input: bool) -> Layout:
+def _instruction_layout(question: str, answer: str) -> Layout:
     def parse(values: Mapping[str, Any]) -> Example:
         parts = [_text(values, question)]
-        if has_input and values.get(INPUT_COLUMN) is not None:
+        # Looked for in each row: in JSON Lines a first row without it says nothing about the others.
+        if values.get(INPUT_COLUMN) is not None:
             parts.append(_text(values, INPUT_COLUMN))
         prompt = "\n\n".join(part for part in parts if part.strip())
         return _exchange(prompt, _text(values, answer))
 
-    columns = (question, INPUT_COLUMN, answer) if has_input else (question, answer)
-    return Layout("instruction", columns, parse)
+    return Layout("instruction", (question, INPUT_COLUMN, answer), parse)
 
 
 def _read_prompt_completion(values: Mapping[str, Any]) -> Example:
