@@ -31,8 +31,9 @@ UNMARKED_CONTROL_TOKENS = frozenset({"<pad>", "<s>", "</s>", "<unk>", "<fim_pref
 PIECE_CHARACTERS = 1 << 18
 """Longer texts are tokenized in pieces: the tokenizer needs about a hundred bytes for each character."""
 
-_SAFE_CUT = re.compile(r"(?<=\S\n)(?=\S)")
-"""Between two lines without blanks at the seam no known pre-tokenizer has a token."""
+_CUTS = (re.compile(r"(?<=[^\W_])(?=\r?\n)"), re.compile(r"(?<=\S)(?=\r?\n)"))
+"""Between a letter or digit and a line end no known pre-tokenizer has a token; some have one of punctuation and line
+end."""
 
 
 class Segment(NamedTuple):
@@ -283,11 +284,12 @@ def _without_prefix(node: Any) -> Any:
 
 
 def _cut(text: str) -> Iterator[str]:
-    """Yield a long text in pieces that give the same tokens as the whole, unless it has no line ends."""
+    """Yield a long text in pieces that give the same tokens as the whole, where it has line ends."""
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
-        cut = _SAFE_CUT.search(text, start + PIECE_CHARACTERS // 2, start + PIECE_CHARACTERS)
-        end = cut.start() if cut else start + PIECE_CHARACTERS
+        end = start + PIECE_CHARACTERS
+        found = (cut.search(text, start + PIECE_CHARACTERS // 2, end) for cut in _CUTS)
+        end = next((place.start() for place in found if place), end)
         yield text[start:end]
         start = end
     yield text[start:]
