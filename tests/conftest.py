@@ -15,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 # As dsft itself does; torch reads it when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# `python -m dsft` in child processes is this checkout, whatever their working directory.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
 
 RunDsft = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -49,9 +51,8 @@ def run_dsft(tmp_path: Path) -> RunDsft:
     """Run `dsft` as a process of its own: `run_dsft("train", "--dry-run", cwd=..., input=..., timeout=...)`."""
 
     def run(*args: str, **options: object) -> "subprocess.CompletedProcess[str]":
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-m", "dsft", *args]
-        settings = {"cwd": tmp_path, "env": environment, "timeout": 120} | options
+        settings = {"cwd": tmp_path, "timeout": 120} | options
         return subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
 
     return run

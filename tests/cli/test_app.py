@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -77,12 +76,11 @@ def test_wrong_usage_is_told_with_a_way_on(
         ("dsft train --preset b", {"balanced"}),
     ],
 )
-def test_a_shell_completes_names_and_values(words: str, expected: set[str], repository: Path) -> None:
+def test_a_shell_completes_names_and_values(words: str, expected: set[str]) -> None:
     environment = os.environ | {
         "_DSFT_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split()) - 1),
-        "PYTHONPATH": str(repository),
     }
     command = [sys.executable, "-m", "dsft"]
     completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)

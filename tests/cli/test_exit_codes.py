@@ -104,11 +104,10 @@ sys.exit(main(["train", "--json"]))
 
 
 @pytest.fixture
-def slow_run(repository: Path, tmp_path: Path) -> "subprocess.Popen[str]":
+def slow_run(tmp_path: Path) -> "subprocess.Popen[str]":
     """A `dsft train --json` that tells of a phase again and again; its first line is read."""
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_RUN],
-        env=os.environ | {"PYTHONPATH": str(repository)},
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -142,12 +141,11 @@ def test_a_closed_pipe_ends_quietly(slow_run: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["--version"]])
-def test_help_into_a_closed_pipe_ends_quietly(repository: Path, args: list[str]) -> None:
+def test_help_into_a_closed_pipe_ends_quietly(args: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     completed = subprocess.run(
         [sys.executable, "-m", "dsft", *args],
-        env=os.environ | {"PYTHONPATH": str(repository)},
         stdout=writer,
         stderr=subprocess.PIPE,
         timeout=60,
@@ -158,11 +156,10 @@ def test_help_into_a_closed_pipe_ends_quietly(repository: Path, args: list[str])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_a_failure(repository: Path) -> None:
+def test_a_full_disk_is_a_failure() -> None:
     with Path("/dev/full").open("wb") as full:
         completed = subprocess.run(
             [sys.executable, "-m", "dsft", "--help"],
-            env=os.environ | {"PYTHONPATH": str(repository)},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -15,7 +15,7 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from dsft.cli.app import main
-from tests.conftest import REPOSITORY, RunDsft
+from tests.conftest import RunDsft
 from tests.scripted_models import write_adapter, write_scripted_model
 
 ENDLESS = ("infer", "go", "--max-new-tokens", "4000", "--device", "cpu")
@@ -45,10 +45,6 @@ def _quiet_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def give_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
 
 def test_stdout_holds_the_answer_and_stderr_the_rest(models: Path, run_dsft: RunDsft) -> None:
@@ -191,7 +187,7 @@ def test_a_missing_base_is_named(models: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_text_arrives_in_a_pipe_while_it_is_generated(models: Path) -> None:
     command = [sys.executable, "-m", "dsft", *ENDLESS, "--model", str(models / "endless")]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert os.read(process.stdout.fileno(), 1) == b"a"
         started_s = time.monotonic()
@@ -206,7 +202,7 @@ def test_text_arrives_in_a_pipe_while_it_is_generated(models: Path) -> None:
 
 def test_ctrl_c_ends_it_quietly(models: Path) -> None:
     arguments = ["-m", "dsft", *ENDLESS, "--model", str(models / "endless"), "--template", "instruction"]
-    terminal = pexpect.spawn(sys.executable, arguments, env=environment(), encoding="utf-8", timeout=60)
+    terminal = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60)
     terminal.expect("abc def\r\nabc def\r\n")
     terminal.sendintr()
     terminal.expect(pexpect.EOF)
@@ -219,7 +215,7 @@ def test_ctrl_c_ends_it_quietly(models: Path) -> None:
 
 def test_a_closed_pipe_ends_it_quietly(models: Path) -> None:
     command = [sys.executable, "-m", "dsft", *ENDLESS, "--model", str(models / "endless"), "--quiet"]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == b"abc def\n"

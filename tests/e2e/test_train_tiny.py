@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, RunDsft
+from tests.conftest import RunDsft
 
 TINY = ("train", "--preset", "tiny")
 SHORT = (*TINY, "--max-samples", "24", "--epochs", "1", "--max-steps", "3", "--save-steps", "2")
@@ -27,7 +27,7 @@ def summary(folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "cache")}
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", "dsft", *SHORT], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -97,11 +97,9 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_run_ends_the_same(
     whole.mkdir()
     assert run_dsft(*command, cwd=whole).returncode == 0
 
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(
         [sys.executable, "-m", "dsft", *command, "--json"],
         cwd=tmp_path,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
