@@ -156,7 +156,7 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
             effective_batch_size=config.effective_batch_size,
             plan=ExecutionPlan(
                 micro_batch_size=config.per_device_train_batch_size,
-                validation_tokens=config.per_device_train_batch_size * _mean_length(setup),
+                validation_tokens=_validation_tokens(setup),
             ),
             num_checkpoints_kept=config.save_total_limit,
             num_workers=config.dataloader_num_workers,
@@ -190,10 +190,12 @@ def _lacks_validation(state: "TrainerState | None", save_steps: int) -> bool:
     return is_due and not any("eval_loss" in log and log["step"] == state.global_step for log in state.log_history)
 
 
-def _mean_length(setup: RunSetup) -> int:
-    if setup.config.packing:
-        return setup.config.max_length
-    return max(1, round(float(setup.data.train.lengths.mean())))
+def _validation_tokens(setup: RunSetup) -> int:
+    """Return how many tokens a validation pass may have: no more than training, which also keeps activations, holds."""
+    config, lengths = setup.config, setup.data.train.lengths
+    if config.packing:
+        return config.per_device_train_batch_size * config.max_length
+    return max(int(lengths.max()), config.per_device_train_batch_size * round(float(lengths.mean())))
 
 
 def _reset_peaks() -> None:
