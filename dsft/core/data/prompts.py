@@ -240,21 +240,25 @@ class FimTemplate(PromptTemplate):
 
 
 class TextTemplate(PromptTemplate):
-    """The text as it is, all of it to be learned."""
+    """The text as it is, all of it to be learned; BOS and end token that it was written with are not doubled."""
 
     name: TemplateName = "text"
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         super().__init__(tokenizer)
         self.stop_token_ids = [self.encoder.token_id(self.encoder.end_token)]
+        self._bos_text = "".join(segment.text for segment in self.encoder.bos_segments)
 
     def render(self, example: Example) -> list[Segment]:
         """Return a text as segments."""
         if not isinstance(example, RawText):
             raise self._refuse("prompt and response")
+        text = example.text
+        if example.parse_special:
+            text = text.removeprefix(self._bos_text).removesuffix(self.encoder.end_token)
         return [
             *self.encoder.bos_segments,
-            Segment(example.text, True, example.parse_special),
+            Segment(text, True, example.parse_special),
             self._control(self.encoder.end_token, is_target=True),
         ]
 
@@ -262,7 +266,7 @@ class TextTemplate(PromptTemplate):
         """Return the beginning of a text to go on with."""
         if system is not None or not isinstance(prompt, str):
             raise self._refuse("anything but a text")
-        return [*self.encoder.bos_segments, Segment(prompt, False, parse_special=True)]
+        return [*self.encoder.bos_segments, Segment(prompt.removeprefix(self._bos_text), False, parse_special=True)]
 
 
 def get_template(name: str, tokenizer: "PreTrainedTokenizerFast") -> PromptTemplate:
