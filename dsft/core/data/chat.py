@@ -42,7 +42,13 @@ class ChatTemplate(PromptTemplate):
             )
         self._quoted = sorted(self.encoder.control_tokens)
         self._lead = ""
-        probe = self._render_turns([Turn("user", "a"), Turn("assistant", PROBE_ANSWER, is_target=True)])
+        try:
+            probe = self._render_turns([Turn("user", "a"), Turn("assistant", PROBE_ANSWER, is_target=True)])
+        except UnusableRowError as error:
+            raise DataError(
+                f"A question and its answer can't be written with this tokenizer's chat template: {error.reason}.",
+                "Use --template instruction, or correct the chat template.",
+            ) from error
         self._lead = probe[1].text.partition(PROBE_ANSWER)[0]
         self.stop_token_ids = [self.encoder.encode_prompt(probe)[-1]]
 
@@ -135,7 +141,12 @@ class ChatTemplate(PromptTemplate):
         )
 
     def _unquote(self, segment: Segment) -> list[Segment]:
-        """Return a segment cut at the template's own control tokens, with the quoted ones as text again."""
+        """Return a segment cut at the template's own control tokens, with the quoted ones as text again.
+
+        One without quotes stays whole: what an answer quotes must not change how the prompt before it is tokenized.
+        """
+        if MARK not in segment.text:
+            return [segment]
         parts = []
         done = 0
         for found in [*self.encoder.control_pattern.finditer(segment.text), None]:
