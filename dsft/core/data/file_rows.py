@@ -6,10 +6,11 @@ What a row means is decided in `formats`; what a broken file is, here.
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dsft.core.data.rows import read_batch
 from dsft.core.errors import DataError
 
 FoundRow = tuple[str, dict[str, Any] | str]
@@ -50,7 +51,7 @@ def _read_json_lines(path: Path, name: str) -> Iterator[FoundRow]:
             if line.isspace():
                 continue
             try:
-                value = json.loads(line)
+                value = json.loads(line.rstrip())
             except ValueError as error:
                 hint = "Correct that line; JSON Lines holds one object a line."
                 if number == 1 and line.lstrip().startswith("["):
@@ -65,7 +66,7 @@ def _read_json(path: Path, name: str) -> Iterator[FoundRow]:
         character = file.read(1)
         while character.isspace():
             character = file.read(1)
-        is_object_a_line = character == "{" and _is_object("{" + file.readline()) and any(map(str.strip, file))
+        is_object_a_line = character == "{" and _is_object_a_line("{" + file.readline(), file)
     if character == "[":
         yield from _read_json_array(path, name)
     elif is_object_a_line:
@@ -79,11 +80,13 @@ def _read_json(path: Path, name: str) -> Iterator[FoundRow]:
         raise DataError(f"{name} is no JSON array: it begins with {character!r}.", "Write an array of objects.")
 
 
-def _is_object(line: str) -> bool:
+def _is_object_a_line(first_line: str, others: Iterable[str]) -> bool:
+    next_line = next(filter(str.strip, others), "").lstrip()
     try:
-        return isinstance(json.loads(line), dict)
+        return bool(next_line) and isinstance(json.loads(first_line), dict)
     except ValueError:
-        return False
+        # Two rows, of which the first is broken; an object over several lines would go on behind one of these.
+        return next_line.startswith("{") and not first_line.rstrip().endswith(("[", "{", ",", ":"))
 
 
 def _read_json_array(path: Path, name: str) -> Iterator[FoundRow]:
@@ -145,10 +148,10 @@ class _JsonText:
                 value, end = self._decoder.raw_decode(self._text, self._position)
             except ValueError as error:
                 position = getattr(error, "pos", self._position)
+                line = self.line + self._text.count("\n", self._position, position)
                 is_cut = "Unterminated string" in str(error) or position >= len(self._text) - _CUT_SLACK
                 if is_cut and self._read_more():
                     continue
-                line = self.line + self._text.count("\n", self._position, position)
                 raise self.broken(getattr(error, "msg", str(error)).removesuffix(" at"), line) from error
             # A number that ends with the window may go on behind it.
             if end == len(self._text) and self._read_more():
@@ -214,9 +217,9 @@ def _read_parquet(path: Path, name: str) -> Iterator[FoundRow]:
         # A bounded read buffer instead of whole column chunks keeps memory flat for large row groups.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_CHARACTERS) as file:
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                for values in batch.to_pylist():
+                for found in read_batch(batch):
                     number += 1
-                    yield f"{name} row {number}", values
+                    yield f"{name} row {number}", found
     except pa.ArrowException as error:
         place = f" after row {number}" if number else ""
         raise DataError(f"{name} is no readable Parquet file{place}: {error}.", "Write the file again.") from error

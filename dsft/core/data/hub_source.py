@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsft.core.data.rows import BadRow, Row
+from dsft.core.data.rows import BadRow, Row, read_batch
 from dsft.core.errors import DataError, UnreachableHubError
 from dsft.core.hub import is_hub_reachable
 
@@ -40,8 +40,9 @@ class HubSource:
         """Read the rows in batches of the memory-mapped table."""
         number = 0
         for batch in self._table.with_format("arrow").iter(batch_size=BATCH_ROWS):
-            for values in batch.to_pylist():
-                yield Row(number, f"{self.name} row {number + 1}", values)
+            for found in read_batch(batch):
+                where = f"{self.name} row {number + 1}"
+                yield BadRow(number, where, found) if isinstance(found, str) else Row(number, where, found)
                 number += 1
 
 

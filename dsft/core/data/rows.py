@@ -1,5 +1,6 @@
 """A row of a data set before anyone asked what its columns mean."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
@@ -29,3 +30,29 @@ class BadRow(NamedTuple):
     number: int
     where: str
     reason: str
+
+
+def read_batch(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Yield the columns of each row of an Arrow batch or table, or the reason why a row has none.
+
+    Arrow holds what Python can't: dates after the year 9999, text that is no UTF-8.
+    """
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        if batch.num_rows == 1:
+            yield f"has a value that can't be read in the column {_find_unreadable(batch)}"
+        else:
+            for index in range(batch.num_rows):
+                yield from read_batch(batch.slice(index, 1))
+        return
+    yield from rows
+
+
+def _find_unreadable(batch: Any) -> str:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.to_pylist()
+        except (ValueError, OverflowError):
+            return str(name)
+    return "?"
