@@ -151,8 +151,12 @@ def _read_messages(values: Mapping[str, Any], column: str, role_key: str, text_k
 
 def _read_turns(values: Mapping[str, Any], column: str, role_key: str, text_key: str) -> list[Turn]:
     messages = values.get(column)
-    if not isinstance(messages, list) or not messages:
+    if column not in values:
+        raise UnusableRowError(f"{column} is missing")
+    if not isinstance(messages, list):
         raise UnusableRowError(f"{column} is {_kind_of(messages)}, not a list of messages")
+    if not messages:
+        raise UnusableRowError(f"{column} is empty")
     turns = []
     for message in messages:
         if not isinstance(message, dict) or role_key not in message or text_key not in message:

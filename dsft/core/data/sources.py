@@ -55,7 +55,7 @@ def open_source(name: str, *, split: str | Sequence[str], revision: str | None) 
         UnreachableHubError: The hub did not answer and its cache does not hold the data set.
     """
     splits = [split] if isinstance(split, str) else list(split)
-    path = resolve_builtin(name) or Path(name).expanduser()
+    path = resolve_builtin(name) or Path(os.path.expanduser(name))  # noqa: PTH111 - Path's raises for unknown users
     if path.is_dir():
         return _open_folder(path, name, splits)
     if path.exists():
@@ -165,9 +165,7 @@ def _open_folder(folder: Path, name: str, splits: Sequence[str]) -> Source:
     left_out: Counter[str] = Counter()
     files_by_split: dict[str, list[Path]] = {}
     for path in files:
-        word = _SPLIT_WORD.search(path.stem)
-        split = word.group(1).lower() if word else ""
-        files_by_split.setdefault(_SAME_SPLIT.get(split, split), []).append(path)
+        files_by_split.setdefault(_find_split(path.relative_to(folder)), []).append(path)
     if set(files_by_split) != {""}:
         wanted = next((split for split in splits if split in files_by_split), None)
         if wanted is None:
@@ -177,6 +175,16 @@ def _open_folder(folder: Path, name: str, splits: Sequence[str]) -> Source:
         files = files_by_split[wanted]
     named = [(f"{name.rstrip('/')}/{path.relative_to(folder).as_posix()}", path) for path in files]
     return FileSource(name, named, +left_out)
+
+
+def _find_split(path: Path) -> str:
+    """Return the split that a file's name tells, or one of the folders it lies in, or ""."""
+    for part in (path.stem, *reversed(path.parent.parts)):
+        word = _SPLIT_WORD.search(part)
+        if word is not None:
+            split = word.group(1).lower()
+            return _SAME_SPLIT.get(split, split)
+    return ""
 
 
 def _walk(folder: Path) -> Iterator[Path]:
