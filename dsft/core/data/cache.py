@@ -1,12 +1,13 @@
 """Tokenized samples on disk: written once beside their place, then read memory-mapped; damaged ones are made anew."""
 
+import errno
 import hashlib
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,10 +18,10 @@ from dsft.core.data.samples import Sample
 from dsft.core.data.tokenize import SampleBatch
 from dsft.core.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the files or the making of samples change, so that older caches are not read."""
 
-INDEX = "index.json"
+INDEX = "index"
 STALE_S = 24 * 3600.0
 _CHUNK_BYTES = 1 << 20
 
@@ -41,7 +42,7 @@ class TokenStore:
     def __init__(self, folder: Path, is_checked: bool = False) -> None:
         self.folder = folder
         try:
-            index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            index = _read_index(folder / INDEX)
             self.report: dict[str, Any] = index["report"]
             self._files = {
                 name: np.memmap(folder / name, dtype=np.dtype(file["dtype"]), mode="r")
@@ -136,8 +137,8 @@ class StoreWriter:
             self._files[name].close()
             path = self._folder / name
             files[name] = {"dtype": dtype.str, "bytes": path.stat().st_size, "digest": _digest(path)}
-        index = {"report": report, "files": files}
-        (self._folder / INDEX).write_text(json.dumps(index, ensure_ascii=False), encoding="utf-8")
+        content = json.dumps({"report": report, "files": files}, ensure_ascii=False)
+        (self._folder / INDEX).write_text(f"{_digest_text(content)}\n{content}", encoding="utf-8")
 
 
 def open_or_build(
@@ -166,11 +167,7 @@ def open_or_build(
         with ExitStack() as files:
             writer = StoreWriter(staging, vocabulary_size, files)
             writer.finish(build(writer))
-        if folder.exists():
-            _replace(staging, folder)
-        else:
-            staging.rename(folder)
-    return TokenStore(folder), False
+        return _put(staging, folder), False
 
 
 @contextmanager
@@ -179,8 +176,10 @@ def _staging(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for stale in folder.parent.glob("*.partial"):
-            if time.time() - stale.stat().st_mtime > STALE_S:
-                shutil.rmtree(stale, ignore_errors=True)
+            # Another process may be done with it by now.
+            with suppress(FileNotFoundError):
+                if time.time() - stale.stat().st_mtime > STALE_S:
+                    shutil.rmtree(stale, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -192,12 +191,24 @@ def _staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _replace(staging: Path, folder: Path) -> None:
-    """Put a folder in the place of a damaged one, or of one that another process has made meanwhile."""
-    old = staging.with_suffix(".old.partial")
-    folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+def _put(staging: Path, folder: Path) -> TokenStore:
+    """Move a new store to its place; of two that were made at once the first stays, since it may be in use."""
+    store = TokenStore(staging)
+    while True:
+        try:
+            staging.rename(folder)
+        except OSError as error:
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+        else:
+            store.folder = folder
+            return store
+        with suppress(ValueError):
+            return TokenStore(folder)
+        damaged = staging.with_suffix(".old.partial")
+        with suppress(FileNotFoundError):
+            folder.rename(damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
@@ -205,6 +216,18 @@ def _unwritable(folder: Path, error: OSError) -> DataError:
         f"The token cache {folder.parent} can't be written: {error.strerror or error}.",
         "Make room there, or set XDG_CACHE_HOME to another folder.",
     )
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    digest, _, content = path.read_text(encoding="utf-8").partition("\n")
+    if digest != _digest_text(content):
+        raise ValueError(f"{path} is damaged")
+    index: dict[str, Any] = json.loads(content)
+    return index
+
+
+def _digest_text(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _digest(path: Path) -> str:
