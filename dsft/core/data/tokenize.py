@@ -141,7 +141,7 @@ class SampleMaker:
             raise TypeError("gaps are drawn into texts only")
         samples, windows = self._gaps.draw_samples(example.text)
         fate.outcomes["window_left_out"] += windows["left out"]
-        fate.outcomes["split"] += windows.total() > 1
+        fate.outcomes["split"] += len(samples) > 1
         return samples
 
     def _fit(self, sample: EncodedSample, example: Example, fate: Fate) -> list[EncodedSample]:
