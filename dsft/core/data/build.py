@@ -184,8 +184,9 @@ class SampleBuilder:
     def _nothing_usable(self, places: str) -> DataError:
         name, report, limit = self._source.name, self._report, self._rule.max_length
         if not self._left_out_lengths:
+            reason = "no gap with text in it fits" if report.num_left_out_windows else "there is none"
             return DataError(
-                f"No row of {name} can be used: {places or 'there is none'}.", "Correct the data, or give another set."
+                f"No row of {name} can be used: {places or reason}.", "Correct the data, or give another set."
             )
         rows = f"All {len(self._left_out_lengths)} rows" if not report.num_bad_rows else "All usable rows"
         median = int(np.median(self._left_out_lengths))
