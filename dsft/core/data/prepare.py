@@ -149,6 +149,8 @@ class _Preparation:
         store, is_from_cache = open_or_build(self.cache, key, template.encoder.vocabulary_size, builder.build)
         report = DataReport.from_dict(store.report)
         report.dataset, report.is_from_cache = source.name, is_from_cache
+        # Files that are no data do not count for the key.
+        report.files_left_out = dict(source.left_out)
         report.seconds = round(time.perf_counter() - started_s, 3)
         if is_from_cache:
             self.on_rows(report.num_rows)

@@ -1,0 +1,552 @@
+"""The whole way of a run's data: every kind of file, cache, division, refusals, and memory that stays flat."""
+
+import csv
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from dsft.core.config.schema import TrainConfig
+from dsft.core.data.build import SampleBuilder
+from dsft.core.data.prepare import PreparedData, prepare_data
+from dsft.core.data.samples import TokenizedDataset
+from dsft.core.errors import DataError, UnreachableHubError
+from tests.unit.core.data.small_tokenizer import EOS
+
+ROWS = [{"instruction": f"Say {number}.", "input": "", "output": f"It is {number}."} for number in range(40)]
+
+Prepare = Callable[..., PreparedData]
+
+
+@pytest.fixture
+def prepare(small: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
+    """Prepare data with settings and a cache of the test's own, in the folder in which the test stands."""
+    monkeypatch.chdir(tmp_path)
+
+    def prepare_with(
+        *, fingerprint: str = "small", on_rows: Callable[[int], None] = lambda num_rows: None, **settings: Any
+    ) -> PreparedData:
+        config = TrainConfig(**{"dataset": "f.jsonl", "max_length": 400, "validation_split": 0.25} | settings)
+        return prepare_data(config, small, tokenizer_fingerprint=fingerprint, cache=tmp_path / "cache", on_rows=on_rows)
+
+    return prepare_with
+
+
+def write_lines(path: str | Path, rows: list[Any]) -> None:
+    Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def contents(samples: TokenizedDataset | None) -> list[tuple[list[int], list[bool]]]:
+    assert samples is not None
+    found = [samples[index] for index in range(len(samples))]
+    return [(sample.token_ids.tolist(), sample.is_target.tolist()) for sample in found]
+
+
+def texts(samples: TokenizedDataset | None, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    return [tokenizer.decode(token_ids) for token_ids, _ in contents(samples)]
+
+
+def error_of(prepare: Prepare, **settings: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        prepare(**settings)
+    assert caught.value.fix
+    return caught.value
+
+
+# Kinds of files and layouts
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], object]] = {
+    "f.jsonl": write_lines,
+    "f.json": lambda path, rows: path.write_text(json.dumps(rows, indent=1)),
+    "f.csv": write_csv,
+    "f.parquet": lambda path, rows: pq.write_table(pa.Table.from_pylist(rows), path),
+}
+
+
+def test_the_same_rows_give_the_same_samples_from_any_kind_of_file(prepare: Prepare, small: PreTrainedTokenizerFast):
+    rows = [row | {"output": f'{row["output"]}\n"ü", \U0001f600'} for row in ROWS]
+    found = []
+    for name, write in WRITERS.items():
+        write(Path(name), rows)
+        data = prepare(dataset=name)
+        found.append((contents(data.train), contents(data.validation)))
+        assert (data.report.num_rows, data.report.num_used_rows, data.report.layout) == (40, 40, "instruction")
+    assert all(samples == found[0] for samples in found)
+    assert prepare(dataset=name, validation_split=0).train[3].row == 3
+    text = texts(prepare(dataset=name, validation_split=0).train, small)[3]
+    assert text.endswith(f'### Response:\nIt is 3.\n"ü", \U0001f600{EOS}')
+
+
+def test_only_the_response_and_its_end_carry_loss(prepare: Prepare, small: PreTrainedTokenizerFast):
+    write_lines("f.jsonl", ROWS)
+    data = prepare(validation_split=0)
+    token_ids, is_target = contents(data.train)[0]
+    targets = [token_id for token_id, carries in zip(token_ids, is_target, strict=True) if carries]
+    assert small.decode(targets) == f"It is 0.{EOS}"
+    assert data.report.num_target_tokens == data.train.num_target_tokens == sum(sum(m) for _, m in contents(data.train))
+    assert "".join(text for text, carries in data.preview.pieces if carries) == f"It is 0.{EOS}"
+    assert data.preview.num_target_tokens == len(targets)
+
+
+@pytest.mark.parametrize(
+    ("row", "layout", "template"),
+    [
+        ({"prompt": "q", "completion": "a"}, "prompt/completion", "instruction"),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            "messages",
+            "instruction",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            "conversations",
+            "instruction",
+        ),
+        ({"text": "a"}, "text", "text"),
+        ({"prefix": "p", "suffix": "s", "middle": "a"}, "fim", "fim"),
+    ],
+)
+def test_each_layout_has_its_template(
+    prepare: Prepare, small: PreTrainedTokenizerFast, row: dict[str, Any], layout: str, template: str
+):
+    write_lines("f.jsonl", [row])
+    data = prepare(validation_split=0)
+    assert (data.report.layout, data.report.template, data.template.name) == (layout, template, template)
+    ((token_ids, is_target),) = contents(data.train)
+    assert small.decode(np.array(token_ids)[is_target].tolist()) == f"a{EOS}"
+
+
+def test_a_folder_of_source_files_gives_gaps_to_fill(prepare: Prepare):
+    Path("src").mkdir()
+    Path("src/a.py").write_text("def f(x):\n    return x + 1\n" * 3)
+    Path("src/picture.png").write_bytes(b"\0")
+    data = prepare(dataset="src", validation_split=0)
+    assert (data.report.layout, data.template.name) == ("source files", "fim")
+    assert data.report.files_left_out == {"binary": 1}
+
+
+# Cache
+
+
+@pytest.fixture
+def num_builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the data sets that were tokenized."""
+    built: list[str] = []
+    build = SampleBuilder.build
+
+    def count(self: SampleBuilder, writer: Any) -> dict[str, object]:
+        built.append(self._source.name)
+        return build(self, writer)
+
+    monkeypatch.setattr(SampleBuilder, "build", count)
+    return built
+
+
+def test_a_second_start_reads_the_cache_and_finds_the_same(prepare: Prepare, num_builds: list[str]):
+    write_lines("f.jsonl", ROWS)
+    rows_told: list[int] = []
+    first, second = prepare(), prepare(on_rows=rows_told.append)
+    assert num_builds == ["f.jsonl"]
+    assert (first.report.is_from_cache, second.report.is_from_cache) == (False, True)
+    assert rows_told == [40]
+    assert contents(second.train) == contents(first.train)
+    assert contents(second.validation) == contents(first.validation)
+    assert (second.key, second.preview) == (first.key, first.preview)
+    first.report.is_from_cache, first.report.seconds = second.report.is_from_cache, second.report.seconds
+    assert second.report == first.report
+
+
+def test_progress_is_told_while_the_samples_are_made(prepare: Prepare):
+    write_lines("f.jsonl", ROWS * 50)
+    rows_told: list[int] = []
+    prepare(on_rows=rows_told.append)
+    assert rows_told == sorted(rows_told) and len(rows_told) > 1
+    assert rows_told[-1] == 2000
+
+
+def test_a_moved_file_is_read_from_the_cache_under_its_new_name(prepare: Prepare, num_builds: list[str]):
+    write_lines("f.jsonl", ROWS)
+    key = prepare().key
+    Path("f.jsonl").rename("g.jsonl")
+    moved = prepare(dataset="g.jsonl")
+    assert (moved.key, moved.report.dataset, num_builds) == (key, "g.jsonl", ["f.jsonl"])
+
+
+def test_left_out_files_are_those_of_now(prepare: Prepare, num_builds: list[str]):
+    Path("src").mkdir()
+    Path("src/a.py").write_text("def f(x):\n    return x + 1\n" * 3)
+    assert prepare(dataset="src", validation_split=0).report.files_left_out == {}
+    Path("src/b.png").write_bytes(b"\0")
+    assert prepare(dataset="src", validation_split=0).report.files_left_out == {"binary": 1}
+    assert num_builds == ["src"]
+
+
+CHANGED_SAMPLES: list[dict[str, Any]] = [
+    {"max_length": 100},
+    {"template": "deepseek"},
+    {"loss_on": "all"},
+    {"over_length": "truncate"},
+    {"max_samples": 30},
+    {"bad_rows": "skip"},
+    {"fingerprint": "another tokenizer"},
+]
+
+
+@pytest.mark.parametrize("settings", CHANGED_SAMPLES, ids=lambda settings: next(iter(settings)))
+def test_what_decides_samples_makes_them_anew(prepare: Prepare, num_builds: list[str], settings: dict[str, Any]):
+    write_lines("f.jsonl", ROWS)
+    before, after = prepare(), prepare(**settings)
+    assert not after.report.is_from_cache
+    assert after.key != before.key
+    assert prepare().report.is_from_cache, "the other ones are kept"
+    assert len(num_builds) == 2
+
+
+def test_changed_data_is_made_anew(prepare: Prepare, small: PreTrainedTokenizerFast):
+    write_lines("f.jsonl", ROWS)
+    before = prepare(validation_split=0)
+    write_lines("f.jsonl", [*ROWS[:-1], ROWS[-1] | {"output": "It is 0!"}])
+    after = prepare(validation_split=0)
+    assert not after.report.is_from_cache and after.key != before.key
+    assert texts(after.train, small)[-1].endswith(f"It is 0!{EOS}")
+
+
+def test_a_changed_template_is_made_anew(prepare: Prepare, monkeypatch: pytest.MonkeyPatch):
+    from dsft.core.data.prompts import InstructionTemplate
+
+    write_lines("f.jsonl", ROWS)
+    before = prepare()
+    monkeypatch.setattr(InstructionTemplate, "_ask", lambda self, instruction: f"Q: {instruction}\nA: ")
+    after = prepare()
+    assert not after.report.is_from_cache and after.key != before.key
+
+
+@pytest.mark.parametrize("settings", [{"validation_split": 0.5}, {"validation_split": 0}, {"seed": 7}])
+def test_what_decides_only_the_division_changes_the_key_alone(
+    prepare: Prepare, num_builds: list[str], settings: dict[str, Any]
+):
+    write_lines("f.jsonl", ROWS)
+    before, after = prepare(), prepare(**settings)
+    assert after.report.is_from_cache
+    assert after.key != before.key
+    assert contents(after.train) != contents(before.train)
+    assert num_builds == ["f.jsonl"]
+
+
+def test_the_seed_of_gaps_decides_samples(prepare: Prepare):
+    Path("src").mkdir()
+    Path("src/a.py").write_text("def f(x):\n    return x + 1\n" * 3)
+    before = prepare(dataset="src", validation_split=0)
+    after = prepare(dataset="src", validation_split=0, seed=7)
+    assert not after.report.is_from_cache
+    assert contents(after.train) != contents(before.train)
+
+
+def test_settings_of_the_training_do_not_change_the_key(prepare: Prepare):
+    write_lines("f.jsonl", ROWS)
+    settings = {"epochs": 9, "learning_rate": 1e-3, "lora_r": 8, "packing": True, "output_dir": "x", "save_steps": 7}
+    before, after = prepare(), prepare(**settings)
+    assert after.report.is_from_cache and after.key == before.key
+
+
+def test_a_damaged_cache_is_made_anew(prepare: Prepare, tmp_path: Path):
+    write_lines("f.jsonl", ROWS)
+    before = contents(prepare().train)
+    (path,) = (tmp_path / "cache").rglob("token_ids")
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    again = prepare()
+    assert not again.report.is_from_cache
+    assert contents(again.train) == before
+
+
+# Division
+
+
+def test_a_share_is_held_out_by_prompt(prepare: Prepare, small: PreTrainedTokenizerFast):
+    write_lines("f.jsonl", [*ROWS, *(row | {"output": "Another answer."} for row in ROWS)])
+    data = prepare()
+    assert (data.report.num_train_samples, data.report.num_validation_samples) == (60, 20)
+    assert (len(data.train), len(data.validation or [])) == (60, 20)
+    trained, held_out = (
+        {text.partition("### Response")[0] for text in texts(samples, small)}
+        for samples in (data.train, data.validation)
+    )
+    assert len(trained) == 30 and len(held_out) == 10 and not trained & held_out
+    assert data.report.num_repeated_prompts == 40
+    assert contents(prepare().validation) == contents(data.validation)
+
+
+def test_windows_of_one_text_stay_together(prepare: Prepare):
+    write_lines("f.jsonl", [{"text": f"{number} " * 300} for number in range(8)])
+    data = prepare(max_length=100)
+    assert data.report.num_split == 8
+    rows = [{samples[i].row for i in range(len(samples))} for samples in (data.train, data.validation) if samples]
+    assert [len(of_one) for of_one in rows] == [6, 2] and not rows[0] & rows[1]
+
+
+def test_nothing_is_held_out_on_demand(prepare: Prepare):
+    write_lines("f.jsonl", ROWS)
+    data = prepare(validation_split=0)
+    assert data.validation is None
+    assert (data.report.num_train_samples, data.report.num_validation_samples, data.report.remarks) == (40, 0, [])
+
+
+def test_too_few_prompts_to_hold_any_out_are_remarked_on(prepare: Prepare):
+    write_lines("f.jsonl", [ROWS[0]] * 10)
+    data = prepare()
+    assert data.validation is None and len(data.train) == 10
+    assert data.report.remarks == [
+        "No samples are held out for validation: there are too few different prompts for a share of that size."
+    ]
+    assert "--validation-dataset" in error_of(prepare, keep="best").fix
+
+
+def test_a_validation_data_set_is_used_whole(prepare: Prepare, small: PreTrainedTokenizerFast):
+    write_lines("f.jsonl", ROWS)
+    held_out = [{"prompt": f"Spell {number}.", "completion": "No."} for number in range(7)]
+    write_lines(
+        "v.jsonl", [*held_out, {"prompt": "Say 3.", "completion": "a"}, {"prompt": "Say 3.", "completion": "b"}]
+    )
+    data = prepare(validation_dataset="v.jsonl", max_samples=5)
+    assert (data.report.num_train_samples, data.report.num_validation_samples) == (5, 9)
+    assert texts(data.validation, small)[0].endswith(f"Spell 0.\n\n### Response:\nNo.{EOS}")
+    assert data.report.num_shared_prompts == 1
+    assert data.report.remarks == ["1 prompts of the validation data are also trained on."]
+    assert data.report.validation is not None
+    assert (data.report.validation.dataset, data.report.validation.num_rows) == ("v.jsonl", 9)
+
+
+def test_validation_data_without_shared_prompts_are_not_remarked_on(prepare: Prepare):
+    write_lines("f.jsonl", ROWS)
+    write_lines("v.jsonl", [ROWS[0] | {"instruction": "Something else."}])
+    report = prepare(validation_dataset="v.jsonl").report
+    assert (report.num_shared_prompts, report.remarks) == (0, [])
+
+
+def test_a_changed_validation_data_set_changes_the_key(prepare: Prepare):
+    write_lines("f.jsonl", ROWS)
+    write_lines("v.jsonl", ROWS[:3])
+    before = prepare(validation_dataset="v.jsonl")
+    write_lines("v.jsonl", ROWS[:4])
+    after = prepare(validation_dataset="v.jsonl")
+    assert after.key != before.key and after.report.is_from_cache
+    assert after.report.validation is not None and not after.report.validation.is_from_cache
+
+
+def test_a_folder_s_test_split_serves_for_validation(prepare: Prepare):
+    Path("d").mkdir()
+    write_lines("d/train.jsonl", ROWS)
+    write_lines("d/test.jsonl", ROWS[:3])
+    data = prepare(dataset="d", validation_dataset="d")
+    assert (data.report.num_train_samples, data.report.num_validation_samples) == (40, 3)
+    assert data.report.num_shared_prompts == 3
+
+
+def test_validation_data_that_the_template_can_t_write_are_refused(prepare: Prepare):
+    write_lines("f.jsonl", ROWS)
+    write_lines("v.jsonl", [{"text": "a"}])
+    assert "instruction has no place for" in error_of(prepare, validation_dataset="v.jsonl").found
+
+
+# Rows that can't be used
+
+
+def with_bad_rows() -> list[Any]:
+    rows: list[Any] = list(ROWS)
+    rows[6] = ROWS[6] | {"output": ""}
+    rows[11] = {"instruction": "Say 11."}
+    rows[12] = 17
+    rows[20] = ROWS[20] | {"output": " "}
+    return rows
+
+
+def test_bad_rows_refuse_the_run_and_leave_nothing(prepare: Prepare, tmp_path: Path):
+    write_lines("f.jsonl", with_bad_rows())
+    error = error_of(prepare)
+    assert error.found == (
+        "4 rows of f.jsonl can't be used: f.jsonl:7 (the response is empty), f.jsonl:12 (output is missing), "
+        "f.jsonl:13 (is no JSON object), f.jsonl:21 (the response is empty)."
+    )
+    assert "--bad-rows skip" in error.fix
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == []
+
+
+def test_bad_rows_are_left_out_and_counted_on_demand(prepare: Prepare, small: PreTrainedTokenizerFast):
+    write_lines("f.jsonl", with_bad_rows())
+    for report in (prepare(bad_rows="skip").report, prepare(bad_rows="skip").report):
+        assert (report.num_rows, report.num_used_rows, report.num_bad_rows) == (40, 36, 4)
+        assert [(bad.reason, bad.count, bad.places) for bad in report.bad_rows] == [
+            ("the response is empty", 2, ["f.jsonl:7", "f.jsonl:21"]),
+            ("output is missing", 1, ["f.jsonl:12"]),
+            ("is no JSON object", 1, ["f.jsonl:13"]),
+        ]
+    data = prepare(bad_rows="skip", validation_split=0)
+    good = [number for number in range(40) if number not in {6, 11, 12, 20}]
+    assert [data.train[index].row for index in range(len(data.train))] == good
+    assert f"Say {good[6]}." in texts(data.train, small)[6]
+
+
+def test_many_bad_rows_are_counted_and_the_first_named(prepare: Prepare):
+    write_lines("f.jsonl", [*ROWS, *[{"instruction": "a", "output": ""}] * 2000])
+    found = error_of(prepare).found
+    assert found.startswith("2000 rows of f.jsonl can't be used: f.jsonl:41 (the response is empty)")
+    assert found.endswith("f.jsonl:45 (the response is empty) and 1995 more.")
+
+
+def test_a_bad_first_row_is_skipped_for_the_layout(prepare: Prepare):
+    write_lines("f.jsonl", [17, *ROWS])
+    assert "f.jsonl:1 (is no JSON object)" in error_of(prepare).found
+    assert prepare(bad_rows="skip").report.num_used_rows == 40
+
+
+def test_bad_validation_rows_are_refused_alike(prepare: Prepare):
+    write_lines("f.jsonl", ROWS)
+    write_lines("v.jsonl", with_bad_rows())
+    assert "v.jsonl:7" in error_of(prepare, validation_dataset="v.jsonl").found
+    report = prepare(validation_dataset="v.jsonl", bad_rows="skip").report
+    assert report.validation is not None and report.validation.num_bad_rows == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("17\n18\n", "No row of f.jsonl can be used: f.jsonl:1 is no JSON object."),
+        ("\n\n", "f.jsonl holds no rows."),
+        ("", "f.jsonl is empty."),
+        ('{"instruction": "a", "outptu": "b"}\n', "f.jsonl:1 has the columns instruction, outptu"),
+        ("\n" * 6 + "{]\n", "f.jsonl:7 is broken JSON"),
+        (f"{json.dumps(ROWS[0])}\n" * 6 + "{]\n", "f.jsonl:7 is broken JSON"),
+    ],
+)
+@pytest.mark.parametrize("bad_rows", ["error", "skip"])
+def test_data_that_can_t_be_used_at_all(prepare: Prepare, tmp_path: Path, bad_rows: str, content: str, found: str):
+    Path("f.jsonl").write_text(content)
+    assert error_of(prepare, bad_rows=bad_rows).found.startswith(found)
+    assert not list((tmp_path / "cache").rglob("*.partial")) and not list((tmp_path / "cache").rglob("index"))
+
+
+def test_rows_that_are_all_bad_are_no_data(prepare: Prepare):
+    write_lines("f.jsonl", [{"instruction": "a", "output": ""}] * 2)
+    assert (
+        "No row of f.jsonl can be used: f.jsonl:1 (the response is empty)" in error_of(prepare, bad_rows="skip").found
+    )
+
+
+def test_rows_that_are_all_too_long_say_which_length_would_do(prepare: Prepare):
+    write_lines("f.jsonl", ROWS)
+    error = error_of(prepare, max_length=8)
+    assert error.found.startswith("All 40 rows of f.jsonl are longer than the 8 tokens of --max-length (median: ")
+    length = int(error.found.partition("median: ")[2].split()[0])
+    assert f"--max-length {length}" in error.fix
+    assert prepare(max_length=length).report.num_used_rows >= 20
+
+
+def test_missing_data_are_named(prepare: Prepare):
+    assert "There is no data file nothing.jsonl" in error_of(prepare, dataset="nothing.jsonl").found
+    write_lines("f.jsonl", ROWS)
+    assert "There is no data file v.csv" in error_of(prepare, validation_dataset="v.csv").found
+
+
+def test_a_hub_data_set_out_of_reach_names_the_ways_on(prepare: Prepare):
+    with pytest.raises(UnreachableHubError) as caught:
+        prepare(dataset="owner/name")
+    assert "--dataset FILE" in caught.value.fix and "--preset tiny" in caught.value.fix
+
+
+# Only so many
+
+
+@pytest.mark.parametrize("num_samples", [1, 7, 40, 1000, 1537])
+def test_the_first_usable_rows_are_taken(prepare: Prepare, num_samples: int):
+    rows = [row if number % 3 else row | {"output": ""} for number, row in enumerate(ROWS * 50)]
+    write_lines("f.jsonl", rows)
+    data = prepare(max_samples=num_samples, bad_rows="skip", validation_split=0)
+    expected = [number for number in range(len(rows)) if number % 3][:num_samples]
+    assert [data.train[index].row for index in range(len(data.train))] == expected
+    if num_samples < len(expected):
+        assert data.report.num_rows == expected[-1] + 1, "no row behind the last one is read"
+
+
+def test_rows_that_are_too_long_do_not_count_as_taken(prepare: Prepare):
+    long = {"instruction": "a", "output": "b " * 500}
+    write_lines("f.jsonl", [long, *ROWS[:5], long, long, *ROWS[5:10]])
+    data = prepare(max_samples=8, validation_split=0)
+    assert [data.train[index].row for index in range(len(data.train))] == [1, 2, 3, 4, 5, 8, 9, 10]
+    assert data.report.num_over_length == 3
+
+
+def test_bad_rows_behind_those_taken_do_not_matter(prepare: Prepare):
+    write_lines("f.jsonl", [*ROWS[:5], {"instruction": "a"}])
+    assert prepare(max_samples=5, validation_split=0).report.num_used_rows == 5
+    assert "f.jsonl:6" in error_of(prepare, max_samples=6).found
+
+
+# Memory
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from dsft.core.config.schema import TrainConfig
+from dsft.core.data.prepare import prepare_data
+from dsft.core.models.source import find_model
+from dsft.core.models.tokenizer import load_tokenizer
+tokenizer = load_tokenizer(find_model("builtin:tiny/model"))
+config = TrainConfig(dataset=sys.argv[1], max_length=2048, template="instruction")
+data = prepare_data(
+    config, tokenizer.tokenizer, tokenizer_fingerprint="", cache=Path(sys.argv[2]), on_rows=lambda num_rows: None
+)
+print(data.report.num_used_rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def write_large(path: Path, num_bytes: int, text: str) -> int:
+    choose = random.Random(0)
+    num_rows = 0
+    with path.open("w", encoding="utf-8") as file:
+        while file.tell() < num_bytes:
+            rows = []
+            for _ in range(500):
+                start = choose.randrange(len(text) - 4000)
+                output = text[start : start + choose.randrange(500, 4000)]
+                rows.append(json.dumps({"instruction": f"Go on with {num_rows + len(rows)}.", "output": output}))
+            file.write("\n".join(rows) + "\n")
+            num_rows += len(rows)
+    return num_rows
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, repository: Path):
+    text = "".join(path.read_text() for path in sorted((repository / "dsft").rglob("*.py")))
+    peaks_mib = []
+    for megabytes in (20, 200):
+        path = tmp_path / f"{megabytes}.jsonl"
+        num_rows = write_large(path, megabytes * 1_000_000, text)
+        command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "cache")]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        num_used, peak_mib = map(int, done.stdout.split())
+        assert num_used > 0.9 * num_rows
+        peaks_mib.append(peak_mib)
+        path.unlink()
+    small, large = peaks_mib
+    print(f"peak RSS: {small} MiB for 20 MB, {large} MiB for 200 MB")
+    assert large < small + 40, "180 MB more of text may not take even a quarter of that in memory"
