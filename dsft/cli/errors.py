@@ -11,7 +11,7 @@ from dsft.core.errors import DsftError, ExitCode, RunInterrupted
 _UsageError = typer.BadParameter.__base__ or typer.BadParameter
 """The base of every error in how a command line is written; typer names it only through this class."""
 
-_HUB_PACKAGES = frozenset({"huggingface_hub", "httpx", "httpcore", "requests", "urllib3"})
+_HUB_PACKAGES = frozenset({"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
 
 _HUB_WAYS_ON = (
     "Check the name and the connection, or go on without the hub: `--dataset FILE`, `--model-name DIR`, "
