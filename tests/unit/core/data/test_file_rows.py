@@ -196,11 +196,11 @@ def test_nothing_in_it_is_no_row(read: Read, content: str):
 
 
 def test_fields_with_line_ends_keep_the_line_numbers_right(read: Read):
-    content = 'instruction,output\n"a\nb","c ""d"""\n\ne,"f\r\ng\n"\r\nh,i\n'
+    content = '\ninstruction,output\n"a\nb","c ""d"""\n\ne,"f\r\ng\n"\r\nh,i\n'
     assert read("f.csv", content) == [
-        ("f.csv:2", {"instruction": "a\nb", "output": 'c "d"'}),
-        ("f.csv:5", {"instruction": "e", "output": "f\r\ng\n"}),
-        ("f.csv:8", {"instruction": "h", "output": "i"}),
+        ("f.csv:3", {"instruction": "a\nb", "output": 'c "d"'}),
+        ("f.csv:6", {"instruction": "e", "output": "f\r\ng\n"}),
+        ("f.csv:9", {"instruction": "h", "output": "i"}),
     ]
 
 

@@ -44,10 +44,10 @@ def test_hardly_a_sequence_more_than_the_fewest_possible(kind: str):
     assert len(pack_sequences(lengths, MAX_LENGTH, seed=0)) <= 1.01 * fewest_packs(lengths) + 1
 
 
-def test_the_best_fit_is_found():
-    lengths = np.array([5, 5, 4, 4, 3, 3, 7, 6, 2, 1])
+def test_a_sample_goes_where_the_least_room_is_left_over():
+    lengths = np.array([7, 6, 3, 2, 2])  # the 3 beside the 6 would leave no place for both of the 2
     packs = pack_sequences(lengths, 10, seed=0)
-    assert [int(lengths[pack].sum()) for pack in packs] == [10, 10, 10, 10]
+    assert sorted(lengths[pack].tolist() for pack in packs) == [[6, 2, 2], [7, 3]]
 
 
 def test_the_same_seed_packs_the_same_and_another_seed_otherwise(monkeypatch):
