@@ -14,6 +14,7 @@ def make_result(config: dict[str, Any] | None = None, **changes: Any) -> TrainRe
     losses = [(step, 0.5 + math.exp(-step / 10)) for step in range(1, 41)]
     fields: dict[str, Any] = {
         "run_name": "trained_deepseek",
+        "run_id": "0" * 32,
         "save_dir": "trained_deepseek",
         "output_dir": "results_deepseek",
         "dsft_version": "0.1.0",

@@ -12,7 +12,7 @@ Tree:
       DoesNotFitError            3  needs more memory than there is
       NoGpuError                 5  no usable GPU or driver where one is needed
       NonFiniteLossError         1  the loss or a gradient became NaN or infinite
-      CheckpointError            1  a checkpoint is damaged
+      CheckpointError            1  a checkpoint is damaged or can't be written
     RunInterrupted              75  stopped by a signal with a resumable checkpoint saved
 """
 
@@ -96,7 +96,7 @@ class NonFiniteLossError(DsftError):
 
 
 class CheckpointError(DsftError):
-    """A checkpoint is incomplete, damaged or belongs to another configuration."""
+    """A checkpoint can't be written, is damaged, or belongs to another configuration."""
 
 
 class RunInterrupted(Exception):

@@ -41,7 +41,16 @@ def count_steps(config: TrainConfig, num_sequences: int) -> int:
     """Return the optimizer steps of a run over `num_sequences` sequences."""
     if config.max_steps is not None:
         return config.max_steps
-    return math.ceil(config.epochs * math.ceil(num_sequences / config.effective_batch_size))
+    return _ceil(config.epochs * math.ceil(num_sequences / config.effective_batch_size))
+
+
+def count_warmup_steps(config: TrainConfig, num_steps: int) -> int:
+    """Return over how many of a run's steps the learning rate rises."""
+    return _ceil(config.warmup_ratio * num_steps)
+
+
+def _ceil(product: float) -> int:
+    return math.ceil(round(product, 9))  # 1.1 x 50 is 55.00000000000001 in floating point
 
 
 def make_arguments(
@@ -65,16 +74,13 @@ def make_arguments(
         has_validation: Whether there are held-out samples.
         validate_first: Whether to measure the validation loss before the first step.
     """
-    schedule = "constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(Path(config.output_dir)),
         max_steps=num_steps,
         # The effective batch comes as one batch; see QloraTrainer.
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=math.ceil(config.warmup_ratio * num_steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=optimizer.name,
@@ -96,3 +102,6 @@ def make_arguments(
         disable_tqdm=True,
         report_to="none",
     )
+    _ = arguments.device  # found on first use, and with it the number of GPUs
+    arguments._n_gpu = 1  # dsft trains on one GPU; with more of them visible the Trainer would spread the model
+    return arguments

@@ -1,6 +1,7 @@
 """From samples to the flat micro-batches the model sees, and the order in which an epoch visits them."""
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,6 +152,7 @@ class EffectiveBatchLoader(DataLoader[list[Sample]]):
             collate_fn=_keep_list,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_ignore_signals,
             # Its own generator: starting workers must not advance the global one, or a resumed run would differ.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -184,3 +186,9 @@ def group_by_tokens(lengths: npt.NDArray[np.int64], max_tokens: int) -> list[npt
 
 def _keep_list(sequences: list[Any]) -> list[Any]:
     return sequences
+
+
+def _ignore_signals(_worker: int) -> None:
+    # Ctrl-C, service managers and schedulers signal all processes of a group: workers must outlive the checkpoint.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -10,8 +10,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dsft.core.errors import CheckpointError
+from dsft.core.units import format_gib
 
 MANIFEST = "manifest.json"
 _FINISHED = re.compile(r"checkpoint-(\d+)")
@@ -36,11 +42,9 @@ def replace_folder(target: Path, write_files: Callable[[Path], None]) -> Path:
     """Write a folder with a manifest beside its place and rename it there, replacing an older one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.writing"
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir()
-    write_files(staging)
-    _seal(staging)
+    with staged(staging, target):
+        write_files(staging)
+        _write_manifest(staging)
     if target.exists():
         # A folder can't be replaced by rename: the old one steps aside for the instant between two renames.
         retired = target.parent / f".{target.name}.old"
@@ -52,6 +56,40 @@ def replace_folder(target: Path, write_files: Callable[[Path], None]) -> Path:
         staging.rename(target)
     _flush_folder(target.parent)
     return target
+
+
+@contextmanager
+def staged(staging: Path, target: Path) -> Iterator[None]:
+    """Make an empty folder to write in, and flush what was written to disk; a failure leaves no folder behind.
+
+    Args:
+        staging: The folder; what an earlier process left in it is removed.
+        target: What it will be, for the message.
+
+    Raises:
+        CheckpointError: The files can't be written.
+    """
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield
+        _flush(staging)
+    # A full disk is an OSError, of torch a RuntimeError, of safetensors its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        free = format_gib(shutil.disk_usage(_nearest_folder(staging)).free)
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{target} can't be written: {reason} ({free} free there).",
+            "Make room, then go on with --resume.",
+        ) from error
+
+
+def set_aside_damaged(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint so that it counts no more; what is in it is left to look at."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -122,11 +160,18 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _seal(folder: Path) -> None:
+def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {"files": {str(path.relative_to(folder)): _sha256(path) for path in files}}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in [*files, folder / MANIFEST]:
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def _flush(folder: Path) -> None:
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

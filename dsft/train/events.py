@@ -112,6 +112,8 @@ class TrainResult:
     """What `run_train` returns, and the content of `training_summary.json` (keys as the fields)."""
 
     run_name: str
+    run_id: str
+    """The same in run.json, and in every process of a resumed run."""
     save_dir: str
     output_dir: str
     dsft_version: str
@@ -136,6 +138,7 @@ class TrainResult:
     first_step: int
     """Step the process began at: 0, or the checkpoint's step in a resumed run."""
     duration_s: float
+    """Wall time of training in the process that ended the run."""
     train_tok_per_s: float
     train_target_tok_per_s: float
     step_s_median: float

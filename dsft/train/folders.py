@@ -1,9 +1,13 @@
 """The two folders of a run: which run they belong to, and when they may be written."""
 
+import fcntl
 import json
 import os
 import shutil
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,9 @@ from dsft.train.checkpoint import list_checkpoints, remove_leftovers
 
 RUN_RECORD = "run.json"
 EVENT_LOG = "events.jsonl"
+BEST_ADAPTER = "adapter-best"
+"""Folder in the output folder that holds the adapter of the lowest validation loss."""
+
 _SAVE_FILES = ("adapter_config.json", "config.json")
 
 
@@ -26,6 +33,21 @@ class RunFolders:
 
     output_dir: Path
     save_dir: Path
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run computes with; a resumed run must have the same, or it would be another run.
+
+    Attributes:
+        data: Key of the samples and their division.
+        model: Fingerprint of the base model's weights.
+        optimizer: Name of the optimizer whose state the checkpoints hold.
+    """
+
+    data: str
+    model: str
+    optimizer: str
 
 
 def check_folders(folders: RunFolders, *, resume: bool, overwrite: bool, recipe: dict[str, Any]) -> None:
@@ -44,6 +66,8 @@ def check_folders(folders: RunFolders, *, resume: bool, overwrite: bool, recipe:
     for folder in (folders.output_dir, folders.save_dir):
         if folder.exists() and not folder.is_dir():
             raise OutputFolderError(f"{folder} is a file, and a folder is needed there.", "Choose another folder.")
+        if folder.is_symlink() and not folder.exists():
+            raise OutputFolderError(f"{folder} is a link to a place that is not there.", "Choose another folder.")
         nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise OutputFolderError(
@@ -56,55 +80,114 @@ def check_folders(folders: RunFolders, *, resume: bool, overwrite: bool, recipe:
     if overwrite:
         return
     if resume and _holds_run(folders.output_dir):
-        _check_same_recipe(folders.output_dir, recipe)
+        record = _read_record(folders.output_dir)
+        _check_same_recipe(folders.output_dir, record, recipe)
+        if Path(record["save_dir"]).resolve() != folders.save_dir.resolve():
+            _check_save_folder(folders.save_dir)
         return
     if _holds_run(folders.output_dir):
         raise OutputFolderError(
             f"{folders.output_dir} already holds a run.",
             "Go on with it by --resume, replace it by --overwrite, or choose another --output-dir.",
         )
-    if any((folders.save_dir / name).exists() for name in _SAVE_FILES):
-        raise OutputFolderError(
-            f"{folders.save_dir} already holds a trained model.",
-            "Go on with its run by --resume, replace it by --overwrite, or choose another --save-dir.",
-        )
+    _check_save_folder(folders.save_dir)
 
 
-def check_same_data(output_dir: Path, data_key: str) -> None:
-    """Refuse to resume a run on other data: the same step would not see the same samples.
+def check_same_inputs(output_dir: Path, inputs: RunInputs) -> None:
+    """Refuse to resume a run on other data, other base weights or with an optimizer that can't read its state.
 
     Raises:
-        OutputFolderError: The samples are not those the run was started with.
+        OutputFolderError: The run was started with something else.
     """
-    path = output_dir / RUN_RECORD
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("data_key") != data_key:
-        raise OutputFolderError(
-            f"The data (or the tokenizer) has changed since the run in {output_dir} was started.",
-            "Put the old data back to resume, or start anew with --overwrite or another --output-dir.",
-        )
+    if not _holds_run(output_dir):
+        return
+    earlier = _read_record(output_dir).get("inputs", {})
+    changes = [name for name, value in asdict(inputs).items() if earlier.get(name) != value]
+    if not changes:
+        return
+    found, fix = {
+        "data": ("The data (or the tokenizer) has changed", "Put the old data back"),
+        "model": ("The weights of the base model have changed", "Put the old model back"),
+        "optimizer": (
+            f"The optimizer is now {inputs.optimizer} instead of {earlier.get('optimizer')}, which can't "
+            "read the state that was saved; this has changed",
+            "Take the kind of device it ran on",
+        ),
+    }[changes[0]]
+    raise OutputFolderError(
+        f"{found} since the run in {output_dir} was started.",
+        f"{fix} to resume, or start anew with --overwrite or another --output-dir.",
+    )
 
 
-def prepare_folders(folders: RunFolders, *, resume: bool, recipe: dict[str, Any], data_key: str) -> None:
-    """Make the folders ready: an overwritten run's own files go, nothing else does; the run record is written."""
-    folders.output_dir.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def locked(output_dir: Path) -> Iterator[None]:
+    """Keep an output folder for this process, so that two runs never write into the same one.
+
+    The folder is made if it is not there, and removed again if nothing was written into it.
+
+    Raises:
+        OutputFolderError: Another process holds it.
+    """
+    new_folders = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
+    output_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputFolderError(
+                f"Another run is writing into {output_dir} now.", "Wait for its end, or choose another --output-dir."
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):  # ends at the first that is not empty
+            for folder in new_folders:
+                folder.rmdir()
+
+
+def prepare_folders(folders: RunFolders, *, resume: bool, recipe: dict[str, Any], inputs: RunInputs) -> str:
+    """Make the folders ready: an overwritten run's own files go, nothing else does; the run record is written.
+
+    Returns:
+        The run's id; a resumed run keeps its own.
+    """
     remove_leftovers(folders.output_dir)
     if not resume:
-        for checkpoint in list_checkpoints(folders.output_dir):
+        for checkpoint in [*list_checkpoints(folders.output_dir), *folders.output_dir.glob("checkpoint-*.damaged")]:
             shutil.rmtree(checkpoint)
-        shutil.rmtree(folders.output_dir / "adapter-best", ignore_errors=True)
+        shutil.rmtree(folders.output_dir / BEST_ADAPTER, ignore_errors=True)
         for name in (EVENT_LOG, RUN_RECORD):
             (folders.output_dir / name).unlink(missing_ok=True)
-    record = {"recipe": recipe, "data_key": data_key, "save_dir": str(folders.save_dir)}
+    run_id = read_run_id(folders.output_dir) or uuid.uuid4().hex
+    record = {"run_id": run_id, "recipe": recipe, "inputs": asdict(inputs), "save_dir": str(folders.save_dir)}
     staging = folders.output_dir / f".{RUN_RECORD}.writing"
     staging.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
     staging.replace(folders.output_dir / RUN_RECORD)
+    return run_id
+
+
+def read_run_id(output_dir: Path) -> str | None:
+    """Return the id of the run in an output folder, or None where there is none."""
+    return str(_read_record(output_dir)["run_id"]) if (output_dir / RUN_RECORD).exists() else None
 
 
 def _holds_run(folder: Path) -> bool:
     return (folder / RUN_RECORD).exists() or bool(list_checkpoints(folder))
 
 
-def _check_same_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
+def _check_save_folder(save_dir: Path) -> None:
+    if any((save_dir / name).exists() for name in _SAVE_FILES):
+        raise OutputFolderError(
+            f"{save_dir} already holds a trained model.",
+            "Go on with its run by --resume, replace it by --overwrite, or choose another --save-dir.",
+        )
+
+
+def _read_record(output_dir: Path) -> dict[str, Any]:
     path = output_dir / RUN_RECORD
     if not path.exists():
         raise OutputFolderError(
@@ -112,9 +195,17 @@ def _check_same_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
             "Choose another --output-dir.",
         )
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise OutputFolderError(f"{path} is damaged.", "Start anew with --overwrite.") from None
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        record = None
+    kinds = {"run_id": str, "recipe": dict, "inputs": dict, "save_dir": str}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+        raise OutputFolderError(f"{path} is damaged.", "Start anew with --overwrite.")
+    return record
+
+
+def _check_same_recipe(output_dir: Path, record: dict[str, Any], recipe: dict[str, Any]) -> None:
+    earlier = record["recipe"]
     now = json.loads(json.dumps(recipe, default=str))
     changes = [
         f"{key} was {earlier.get(key)!r} and is {now.get(key)!r}"

@@ -12,7 +12,7 @@ class InterruptGuard:
     """Catches termination signals while training runs, and remembers the first.
 
     The handler only takes a note, because it may run in the middle of a write to the terminal; the training loop
-    looks at `signal_name` between micro-batches.
+    looks at `signal_name` between micro-batches. Ignored signals stay ignored: nohup relies on it.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,8 @@ class InterruptGuard:
     def __enter__(self) -> Self:
         # Python delivers signals to the main thread only; elsewhere (tests, notebooks) there is nothing to catch.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(

@@ -19,6 +19,7 @@ from dsft.train.events import (
     Validated,
 )
 from dsft.train.reports import StepReport, ValidationReport
+from dsft.train.summary import to_plain
 
 _WINDOW_STEPS = 20
 
@@ -53,7 +54,7 @@ class RunRecorder:
         if isinstance(event, PrepareProgress):
             return
         line = {"event": type(event).__name__, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        self._log.write(json.dumps(line | dataclasses.asdict(event)) + "\n")
+        self._log.write(json.dumps(to_plain(line | dataclasses.asdict(event)), allow_nan=False) + "\n")
         self._log.flush()
         if isinstance(event, CheckpointSaved | Validated | InterruptRequested):
             self.history.append(line | dataclasses.asdict(event))

@@ -12,7 +12,7 @@ from dsft.train.versions import versions
 
 
 def build_result(
-    setup: RunSetup, trainer: QloraTrainer, recorder: RunRecorder, *, first_step: int, duration_s: float
+    setup: RunSetup, trainer: QloraTrainer, recorder: RunRecorder, *, run_id: str, first_step: int, duration_s: float
 ) -> TrainResult:
     """Collect the result of a run.
 
@@ -20,6 +20,7 @@ def build_result(
         setup: What the run used.
         trainer: Trained, with the state of the last step.
         recorder: What the run told.
+        run_id: From `prepare_folders`.
         first_step: Steps that were done before this process.
         duration_s: Wall time of the training in this process.
     """
@@ -33,7 +34,8 @@ def build_result(
     num_trainable, num_parameters = trainer.model.get_nb_trainable_parameters()
     tok_per_s, target_tok_per_s, step_s_median = recorder.rates()
     return TrainResult(
-        run_name=Path(config.save_dir).name,
+        run_name=Path(config.save_dir).resolve().name,
+        run_id=run_id,
         save_dir=config.save_dir,
         output_dir=config.output_dir,
         dsft_version=dsft.__version__,
@@ -45,6 +47,7 @@ def build_result(
         model={
             "name": config.model_name,
             "revision": setup.source.commit or setup.source.revision,
+            "fingerprint": setup.model_fingerprint,
             "family": setup.source.model_config["model_type"],
             "num_parameters": num_parameters,
             "num_trainable_parameters": num_trainable,

@@ -3,30 +3,45 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from dsft.core.config.load import ResolvedConfig
 from dsft.core.config.schema import recipe
 from dsft.core.data.prepare import SamplePreview
 from dsft.core.data.report import DataReport
-from dsft.core.errors import OutputFolderError, RunInterrupted
+from dsft.core.errors import RunInterrupted
 from dsft.core.gpu import open_gpu_memory
 from dsft.core.models.load import LoraSettings, attach_lora, enable_checkpointing, load_quantized
-from dsft.train.arguments import make_arguments
-from dsft.train.checkpoint import checkpoint_step, find_newest_valid, list_checkpoints
+from dsft.train.arguments import count_warmup_steps, make_arguments
+from dsft.train.checkpoint import remove_leftovers
 from dsft.train.events import EventSink, Notice, Phase, RunStarted, TrainResult
-from dsft.train.folders import EVENT_LOG, RunFolders, check_folders, check_same_data, prepare_folders
+from dsft.train.folders import (
+    EVENT_LOG,
+    RunFolders,
+    RunInputs,
+    check_folders,
+    check_same_inputs,
+    locked,
+    prepare_folders,
+)
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.recorder import RunRecorder
 from dsft.train.reports import TrainerHooks
 from dsft.train.restore import load_adapter_weights, read_trainer_state
 from dsft.train.result import build_result
+from dsft.train.resume import (
+    find_checkpoint,
+    find_result,
+    first_step_after,
+    lacks_first_validation,
+    lacks_last_validation,
+)
 from dsft.train.save import save_final_adapter
+from dsft.train.schedule import learning_rate_factor
 from dsft.train.setup import RunSetup, describe_techniques, prepare_setup
 from dsft.train.trainer import ExecutionPlan, QloraTrainer
-
-if TYPE_CHECKING:
-    from transformers import TrainerState
 
 
 @dataclass(frozen=True)
@@ -86,13 +101,26 @@ def run_train(resolved: ResolvedConfig, *, resume: bool, overwrite: bool, sink: 
     folders = RunFolders(Path(config.output_dir), Path(config.save_dir))
     check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe(config))
     setup = prepare_setup(resolved, sink)
-    if resume:
-        check_same_data(folders.output_dir, setup.data.key)
-    checkpoint = _find_checkpoint(folders.output_dir, sink) if resume else None
+    with locked(folders.output_dir):
+        # Another run may have begun there since the first look.
+        check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe(config))
+        return _run_locked(setup, folders, resume=resume, sink=sink)
 
+
+def _run_locked(setup: RunSetup, folders: RunFolders, *, resume: bool, sink: EventSink) -> TrainResult:
+    inputs = RunInputs(setup.data.key, setup.model_fingerprint, setup.optimizer.name)
+    checkpoint = None
+    if resume:
+        check_same_inputs(folders.output_dir, inputs)
+        remove_leftovers(folders.output_dir)
+        checkpoint = find_checkpoint(folders.output_dir, sink)
+        finished = find_result(setup, folders, checkpoint)
+        if finished is not None:
+            sink(Notice("This run had finished; there was nothing left to do."))
+            return finished
     model = _load_model(setup, sink)
     # Not before the model is there: an earlier run that is overwritten goes only now.
-    prepare_folders(folders, resume=resume, recipe=recipe(config), data_key=setup.data.key)
+    run_id = prepare_folders(folders, resume=resume, recipe=recipe(setup.config), inputs=inputs)
     gpu_memory = open_gpu_memory(setup.device.uuid) if setup.device.uuid is not None else None
     recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, gpu_memory)
     started_s = time.perf_counter()
@@ -100,28 +128,13 @@ def run_train(resolved: ResolvedConfig, *, resume: bool, overwrite: bool, sink: 
         trainer = _train(setup, model, checkpoint, recorder)
         recorder.tell(Phase("save the adapter"))
         duration_s = time.perf_counter() - started_s
-        result = build_result(setup, trainer, recorder, first_step=_first_step(checkpoint), duration_s=duration_s)
+        result = build_result(
+            setup, trainer, recorder, run_id=run_id, first_step=first_step_after(checkpoint), duration_s=duration_s
+        )
         save_final_adapter(result, trainer, setup.tokenizer.tokenizer, folders)
         return result
     finally:
         recorder.close()
-
-
-def _find_checkpoint(output_dir: Path, sink: EventSink) -> Path | None:
-    def tell_damage(path: Path, damage: str) -> None:
-        sink(Notice(f"Checkpoint {path.name} is left out: {damage}.", "warning"))
-
-    checkpoint = find_newest_valid(output_dir, tell_damage)
-    if checkpoint is not None:
-        sink(Notice(f"Going on from {checkpoint}."))
-        return checkpoint
-    if list_checkpoints(output_dir):
-        raise OutputFolderError(
-            f"No checkpoint in {output_dir} is whole, so there is nothing to resume from.",
-            "Start anew with --overwrite.",
-        )
-    sink(Notice(f"There is no checkpoint in {output_dir} to resume from; starting from the beginning.", "warning"))
-    return None
 
 
 def _load_model(setup: RunSetup, sink: EventSink) -> Any:
@@ -137,7 +150,7 @@ def _load_model(setup: RunSetup, sink: EventSink) -> Any:
 
 def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRecorder) -> QloraTrainer:
     config = setup.config
-    first_step = _first_step(checkpoint)
+    first_step = first_step_after(checkpoint)
     resumed_state = read_trainer_state(checkpoint) if checkpoint is not None else None
     with InterruptGuard() as guard:
         trainer = QloraTrainer(
@@ -149,7 +162,7 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
                 optimizer=setup.optimizer,
                 num_steps=setup.num_steps,
                 has_validation=setup.num_validation_samples > 0,
-                validate_first=_lacks_validation(resumed_state, config.save_steps),
+                validate_first=lacks_first_validation(resumed_state, config.save_steps),
             ),
             sequences=setup.sequences,
             validation=setup.data.validation,
@@ -158,36 +171,35 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
                 micro_batch_size=config.per_device_train_batch_size,
                 validation_tokens=_validation_tokens(setup),
             ),
+            rate_factor=lambda step: learning_rate_factor(
+                step,
+                num_warmup_steps=count_warmup_steps(config, setup.num_steps),
+                num_steps=setup.num_steps,
+                shape=config.lr_scheduler,
+            ),
             num_checkpoints_kept=config.save_total_limit,
             num_workers=config.dataloader_num_workers,
             guard=guard,
             hooks=TrainerHooks(recorder.on_step, recorder.on_validation, recorder.on_checkpoint, recorder.on_interrupt),
         )
         recorder.tell(_started(setup, model, first_step))
-        _reset_peaks()
+        if setup.device.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         if checkpoint is not None and resumed_state is not None and first_step >= setup.num_steps:
-            # The run had finished: only its final files are written again.
+            # Only the end is missing: the last validation, if it was cut short, and the final files.
             load_adapter_weights(model, checkpoint)
             trainer.state = resumed_state
-            return trainer
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+            trainer.adopt_best_on_disk()
+            if lacks_last_validation(setup, resumed_state):
+                trainer.evaluate()
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     state = trainer.state
-    if guard.signal_name is not None and state.global_step < setup.num_steps:
+    is_whole = state.global_step >= setup.num_steps and not lacks_last_validation(setup, state)
+    if guard.signal_name is not None and not is_whole:
         saved = Path(config.output_dir) / f"checkpoint-{state.global_step}"
         raise RunInterrupted(guard.signal_name, str(saved), state.global_step)
     return trainer
-
-
-def _first_step(checkpoint: Path | None) -> int:
-    return checkpoint_step(checkpoint) if checkpoint is not None else 0
-
-
-def _lacks_validation(state: "TrainerState | None", save_steps: int) -> bool:
-    """Return whether the loss at the step about to begin from is still unmeasured (start, or a pass cut short)."""
-    if state is None:
-        return True
-    is_due = state.global_step % save_steps == 0
-    return is_due and not any("eval_loss" in log and log["step"] == state.global_step for log in state.log_history)
 
 
 def _validation_tokens(setup: RunSetup) -> int:
@@ -198,18 +210,11 @@ def _validation_tokens(setup: RunSetup) -> int:
     return max(int(lengths.max()), config.per_device_train_batch_size * round(float(lengths.mean())))
 
 
-def _reset_peaks() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
 def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
     config = setup.config
     num_trainable, num_parameters = model.get_nb_trainable_parameters()
     return RunStarted(
-        run_name=Path(config.save_dir).name,
+        run_name=Path(config.save_dir).resolve().name,
         model_name=config.model_name,
         device=setup.device.name,
         precision=setup.precision,

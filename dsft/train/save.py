@@ -4,16 +4,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsft.core.errors import CheckpointError
+from dsft.train.checkpoint import find_damage, staged
 from dsft.train.events import TrainResult
-from dsft.train.folders import RunFolders
+from dsft.train.folders import BEST_ADAPTER, RunFolders
 from dsft.train.restore import ADAPTER_WEIGHTS
-from dsft.train.summary import write_summary
-from dsft.train.trainer import BEST_ADAPTER, QloraTrainer
+from dsft.train.summary import SUMMARY, write_summary
+from dsft.train.trainer import QloraTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SUMMARY = "training_summary.json"
 MERGED = "merged_model"
 
 
@@ -30,26 +31,36 @@ def save_final_adapter(
         trainer: Holds the adapter of the last step.
         tokenizer: The tokenizer the run used.
         folders: The run's folders.
+
+    Raises:
+        CheckpointError: The best adapter is to be saved and is damaged or was never written, or the disk is full.
     """
     save_dir = folders.save_dir
     staging = save_dir / ".writing"
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
-    if result.kept == "best":
-        best = folders.output_dir / BEST_ADAPTER
-        for name in ("adapter_config.json", ADAPTER_WEIGHTS):
-            shutil.copy2(best / name, staging / name)
-    else:
-        trainer.save_adapter(staging)
-    tokenizer.save_pretrained(str(staging))
-    write_summary(result, staging)
+    with staged(staging, save_dir):
+        if result.kept == "best":
+            _copy_best(folders.output_dir / BEST_ADAPTER, staging)
+        else:
+            trainer.save_adapter(staging)
+        tokenizer.save_pretrained(str(staging))
+        write_summary(result, staging)
     (save_dir / SUMMARY).unlink(missing_ok=True)
     shutil.rmtree(save_dir / MERGED, ignore_errors=True)
     names = sorted(path.name for path in staging.iterdir())
     for name in sorted(names, key=lambda name: name == SUMMARY):
         _replace(staging / name, save_dir / name)
     staging.rmdir()
+
+
+def _copy_best(best: Path, staging: Path) -> None:
+    damage = find_damage(best)
+    if damage is not None:
+        raise CheckpointError(
+            f"The adapter of the lowest validation loss in {best} can't be used: {damage}.",
+            "The same command with --resume --keep last saves the adapter of the last step.",
+        )
+    for name in ("adapter_config.json", ADAPTER_WEIGHTS):
+        shutil.copy2(best / name, staging / name)
 
 
 def _replace(source: Path, target: Path) -> None:

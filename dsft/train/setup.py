@@ -8,9 +8,9 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.data.packing import pack_sequences
 from dsft.core.data.prepare import PreparedData, prepare_data
 from dsft.core.models.attention import AttentionKernel, choose_attention
-from dsft.core.models.device import Device, Precision, resolve_device, resolve_precision
+from dsft.core.models.device import Device, Precision, hide_gpus, resolve_device, resolve_precision
 from dsft.core.models.load import check_trainable
-from dsft.core.models.source import ModelSource, find_model
+from dsft.core.models.source import ModelSource, find_model, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
 from dsft.core.paths import cache_dir
 from dsft.train.arguments import OptimizerChoice, choose_optimizer, count_steps
@@ -30,6 +30,7 @@ class RunSetup:
     optimizer: OptimizerChoice
     source: ModelSource
     tokenizer: LoadedTokenizer
+    model_fingerprint: str
     data: PreparedData
     sequences: SequenceDataset
     num_steps: int
@@ -61,6 +62,8 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
             sink(Notice(text))
 
     device = resolve_device(config.device)
+    if device.kind == "cpu":
+        hide_gpus()
     precision = resolve_precision(config.precision, device)
     attention = choose_attention(config.use_flash_attention, device, precision)
     tell(attention.notice)
@@ -90,6 +93,7 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
         optimizer=optimizer,
         source=source,
         tokenizer=tokenizer,
+        model_fingerprint=fingerprint_weights(source),
         data=data,
         sequences=sequences,
         num_steps=count_steps(config, len(sequences)),

@@ -29,7 +29,7 @@ def write_summary(result: TrainResult, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / PLOT, draw_losses(result))
     _replace(folder / CARD, render_model_card(result).encode())
-    content = json.dumps(_to_plain(dataclasses.asdict(result)), indent=1, ensure_ascii=False, allow_nan=False)
+    content = json.dumps(to_plain(dataclasses.asdict(result)), indent=1, ensure_ascii=False, allow_nan=False)
     _replace(folder / SUMMARY, f"{content}\n".encode())
 
 
@@ -69,12 +69,12 @@ def _replace(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Return a value with null for what JSON has no number for."""
     if isinstance(value, dict):
-        return {str(key): _to_plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,17 @@ from dsft.train.batches import (
     split_into_micro_batches,
 )
 from dsft.train.callbacks import Interrupter, Reporter
-from dsft.train.checkpoint import remove_old_checkpoints, replace_folder, write_checkpoint
+from dsft.train.checkpoint import find_damage, remove_old_checkpoints, replace_folder, write_checkpoint
+from dsft.train.folders import BEST_ADAPTER
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.loss import sum_target_losses
 from dsft.train.reports import TrainerHooks, ValidationReport
 from dsft.train.restore import TRAINER_STATE, load_adapter_weights, page_optimizer_state
 
-BEST_ADAPTER = "adapter-best"
-"""Folder in the output folder that holds the adapter of the lowest validation loss."""
-
 BEST_RECORD = "best.json"
+
+MAX_SKIPPED_STEPS = 24
+"""From its first scale, 65,536, float16's loss scaler is at 1 after 16 halvings; more than that is no settling."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class QloraTrainer(Trainer):
         validation: What is held out, or None.
         effective_batch_size: Sequences in an optimizer step.
         plan: How a step is run.
+        rate_factor: Gives the learning rate of a step, counted from 0, as a share of its peak.
         num_checkpoints_kept: Older checkpoints are removed.
         num_workers: Processes that load batches.
         guard: Tells whether a signal came.
@@ -68,6 +70,7 @@ class QloraTrainer(Trainer):
     """
 
     control: TrainerControl
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class QloraTrainer(Trainer):
         validation: TokenizedDataset | None,
         effective_batch_size: int,
         plan: ExecutionPlan,
+        rate_factor: Callable[[int], float],
         num_checkpoints_kept: int,
         num_workers: int,
         guard: InterruptGuard,
@@ -96,10 +100,12 @@ class QloraTrainer(Trainer):
         self.guard = guard
         self._sequences = sequences
         self._validation = validation
+        self._rate_factor = rate_factor
         self._effective_batch_size = effective_batch_size
         self._num_checkpoints_kept = num_checkpoints_kept
         self._num_workers = num_workers
         self._is_interrupt_told = False
+        self._num_skipped_steps = 0
         self.step_tokens = 0
         self.step_targets = 0
         self.data_wait_s = 0.0
@@ -130,6 +136,14 @@ class QloraTrainer(Trainer):
 
     # The step
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Make the schedule of the learning rate."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self._rate_factor)
+        return self.lr_scheduler
+
     def training_step(
         self, model: torch.nn.Module, inputs: EffectiveBatch, num_items_in_batch: object = None
     ) -> torch.Tensor:
@@ -142,9 +156,11 @@ class QloraTrainer(Trainer):
             The mean loss, float32, shape [], detached.
 
         Raises:
-            NonFiniteLossError: The loss is NaN or infinite; nothing was changed.
+            NonFiniteLossError: The loss is NaN or infinite, or gradients have been so for many steps; nothing was
+                changed.
         """
         model.train()
+        self._refuse_endless_overflow()
         micro_batches = split_into_micro_batches(inputs, self.plan.micro_batch_size)
         num_targets = sum(batch.num_targets for batch in micro_batches)
         self.step_targets = num_targets
@@ -161,9 +177,21 @@ class QloraTrainer(Trainer):
             raise NonFiniteLossError(
                 f"The loss of step {self.state.global_step + 1} is {total.item()}; its samples are the rows "
                 f"{', '.join(map(str, rows[:32]))} of the data (counted from 0).",
-                "The optimizer was not stepped. Look at those rows, or lower --learning-rate, and go on with --resume.",
+                "The optimizer was not stepped. Look at those rows, or start anew with --overwrite and a lower "
+                "--learning-rate.",
             )
         return total
+
+    def _refuse_endless_overflow(self) -> None:
+        if not self.args.fp16:
+            return
+        self._num_skipped_steps = self._num_skipped_steps + 1 if self.accelerator.optimizer_step_was_skipped else 0
+        if self._num_skipped_steps > MAX_SKIPPED_STEPS:
+            raise NonFiniteLossError(
+                f"The gradients of {self._num_skipped_steps} steps in a row are too large for float16; the last of "
+                f"them is step {self.state.global_step}.",
+                "Start anew with --overwrite and --precision fp32, or bf16 on a GPU that has it.",
+            )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         norm: torch.Tensor = super()._clip_grad_norm(model)
@@ -171,7 +199,7 @@ class QloraTrainer(Trainer):
         if not self.args.fp16 and not torch.isfinite(norm):
             raise NonFiniteLossError(
                 f"A gradient of step {self.state.global_step + 1} is {norm.item()}.",
-                "The optimizer was not stepped. Lower --learning-rate and go on with --resume.",
+                "The optimizer was not stepped. Start anew with --overwrite and a lower --learning-rate.",
             )
         return norm
 
@@ -191,6 +219,7 @@ class QloraTrainer(Trainer):
         num_targets = 0
         for group in group_by_tokens(self._validation.lengths, self.plan.validation_tokens):
             if self._tell_interrupt():
+                self.control.should_evaluate = False
                 self.control.should_save = True
                 self.control.should_training_stop = True
                 return {}
@@ -201,7 +230,7 @@ class QloraTrainer(Trainer):
                 total += sum_target_losses(self.model, batch.to(self.args.device)).double()
             num_targets += batch.num_targets
         loss = total.item() / max(num_targets, 1)
-        is_best = self.state.best_metric is None or loss < self.state.best_metric
+        is_best = math.isfinite(loss) and (self.state.best_metric is None or loss < self.state.best_metric)
         if is_best:
             self.state.best_metric, self.state.best_global_step = loss, self.state.global_step
             replace_folder(Path(self.args.output_dir) / BEST_ADAPTER, self._write_best_adapter)
@@ -232,10 +261,10 @@ class QloraTrainer(Trainer):
 
         A run killed after a validation and before its checkpoint has a newer best adapter than its checkpoint says.
         """
-        try:
-            best = json.loads((Path(self.args.output_dir) / BEST_ADAPTER / BEST_RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            best = {"step": None, "validation_loss": None}
+        folder = Path(self.args.output_dir) / BEST_ADAPTER
+        best = {"step": None, "validation_loss": None}
+        if find_damage(folder) is None:
+            best = json.loads((folder / BEST_RECORD).read_text(encoding="utf-8"))
         self.state.best_global_step, self.state.best_metric = best["step"], best["validation_loss"]
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:

@@ -1,5 +1,6 @@
 """Which device and which compute type a run takes, decided from the hardware and said aloud."""
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -65,6 +66,14 @@ def resolve_device(choice: DeviceChoice) -> Device:
             "Check nvidia-smi and the CUDA build of torch, or take --device cpu.",
         )
     return Device("cpu", f"CPU ({torch.get_num_threads()} threads)")
+
+
+def hide_gpus() -> None:
+    """Keep this process from opening a CUDA context: a CPU run needs none, and a card in use may have no room for it.
+
+    Saving the random state, for one, would open one. It takes effect only before CUDA is first used.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def resolve_precision(choice: PrecisionChoice, device: Device) -> Precision:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TRAINABLE_FAMILIES = frozenset(
-    {"granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2", "stablelm"}
+    {"granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"}
 )
 """`model_type`s whose attention is plain causal attention, which is what the padding-free kernels compute."""
 
@@ -40,7 +40,8 @@ def check_trainable(source: ModelSource, max_length: int) -> None:
     """Refuse, from its config.json alone, a model that dsft can't train exactly.
 
     Raises:
-        ModelError: Unknown family, quantized checkpoint, sequences beyond the model's positions or window.
+        ModelError: Unknown family, quantized checkpoint, sequences beyond the model's positions or window, or so long
+            that samples would change each other's rotation.
     """
     config = source.model_config
     family = config["model_type"]
@@ -60,6 +61,16 @@ def check_trainable(source: ModelSource, max_length: int) -> None:
             f"max_length: {max_length} is more than the {max_positions} positions of {source.name}.",
             f"Take --max-length {max_positions} or less.",
         )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) == "longrope":
+        # The longest sample of a micro-batch chooses the factors for all of it.
+        original = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+        if isinstance(original, int) and max_length > original:
+            raise ModelError(
+                f"max_length: beyond {original} tokens {source.name} rotates all samples of a batch otherwise than "
+                "each alone.",
+                f"Take --max-length {original} or less.",
+            )
     window = config.get("sliding_window")
     if isinstance(window, int) and config.get("use_sliding_window", True) and max_length > window:
         raise ModelError(
@@ -106,6 +117,8 @@ def load_quantized(
             quantization_config=quantization,
             dtype=dtype,
             attn_implementation=attention.name,
+            attention_dropout=0.0,  # the variable-length kernel has none, and the kernel must not change the result
+            use_safetensors=True,
             device_map={"": torch.device(device.kind, 0) if device.kind == "cuda" else torch.device("cpu")},
             **source.load_arguments,
         )

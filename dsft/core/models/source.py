@@ -1,5 +1,6 @@
-"""Where a model comes from: a local folder, a shipped builtin or the hub. Reads config.json, never weights."""
+"""Where a model comes from: a local folder, a shipped builtin or the hub, and by what its weights are known again."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,29 @@ class ModelSource:
         }
 
 
+_SAMPLED_BLOCKS = 64
+_BLOCK_BYTES = 4096
+
+
+def fingerprint_weights(source: ModelSource) -> str:
+    """Return what tells a model's weights from others: the hub's commit, or a hash over a local folder.
+
+    The hash takes config.json, and of each safetensors file its name, its size and 64 blocks spread evenly, the first
+    with the header: any training changes all weights, and reading 13 GB at every start would take longer than loading.
+    """
+    if not source.is_local:
+        return source.commit or f"{source.name}@{source.revision or 'main'}"
+    digest = hashlib.sha256(json.dumps(source.model_config, sort_keys=True).encode())
+    for path in sorted(Path(source.location).glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for block in range(_SAMPLED_BLOCKS):
+                file.seek(max(0, size - _BLOCK_BYTES) * block // (_SAMPLED_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
 def find_model(name: str, revision: str | None = None) -> ModelSource:
     """Find a model and read its config.json.
 
@@ -53,7 +77,8 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         revision: Hub branch, tag or commit; local folders have none.
 
     Raises:
-        ModelError: There is no such model, or its folder has no readable config.json.
+        ModelError: There is no such model, its folder has no readable config.json, or it is local and a revision was
+            asked for.
         UnreachableHubError: The hub did not answer and its cache does not hold the model.
     """
     builtin = resolve_builtin(name)
@@ -61,6 +86,11 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         folder = builtin if builtin is not None else Path(name).expanduser()
         if not folder.is_dir():
             raise ModelError(f"There is no model folder {name}.", "Check the path given as --model-name.")
+        if revision is not None:
+            raise ModelError(
+                f"model_revision: {name} is a local folder, and only models of the hub have revisions.",
+                "Leave --model-revision out.",
+            )
         config = _read_config(folder / "config.json", name)
         return ModelSource(name, str(folder.resolve()), None, None, config)
     return _find_on_hub(name, revision)

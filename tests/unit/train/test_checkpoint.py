@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dsft.core.errors import CheckpointError
 from dsft.train.checkpoint import (
     MANIFEST,
     find_damage,
@@ -17,6 +18,7 @@ from dsft.train.checkpoint import (
     remove_leftovers,
     remove_old_checkpoints,
     replace_folder,
+    set_aside_damaged,
     write_checkpoint,
 )
 
@@ -50,10 +52,9 @@ def test_a_failure_at_any_file_leaves_the_older_checkpoint_newest(tmp_path: Path
             (folder / name).write_bytes(content)
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 can't be written: disk full \(.* GiB free there\)"):
         write_checkpoint(tmp_path, 2, fail)
     assert find_newest_valid(tmp_path, ignore) == tmp_path / "checkpoint-1"
-    remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
@@ -76,6 +77,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path: Path, name: s
     assert told[0][0] == newest
     # a flipped bit in the manifest shows as another file's mismatch, or as damage of the manifest
     assert name in told[0][1] or name == MANIFEST
+
+
+def test_a_damaged_checkpoint_set_aside_counts_no_more(tmp_path: Path):
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step, write_files)
+    aside = set_aside_damaged(tmp_path / "checkpoint-2")
+    assert aside.is_dir()
+    remove_old_checkpoints(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-2.damaged"}
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path):

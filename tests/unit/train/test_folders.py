@@ -1,13 +1,15 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dsft.core.errors import OutputFolderError
 from dsft.train.checkpoint import write_checkpoint
-from dsft.train.folders import RunFolders, check_folders, check_same_data, prepare_folders
+from dsft.train.folders import RunFolders, RunInputs, check_folders, check_same_inputs, locked, prepare_folders
 
 RECIPE = {"lora_r": 8, "learning_rate": 2e-4}
+INPUTS = RunInputs(data="data", model="weights", optimizer="adamw_torch")
 
 
 @pytest.fixture
@@ -16,7 +18,8 @@ def folders(tmp_path: Path) -> RunFolders:
 
 
 def start(folders: RunFolders) -> None:
-    prepare_folders(folders, resume=False, recipe=RECIPE, data_key="data")
+    folders.output_dir.mkdir()
+    prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS)
     write_checkpoint(folders.output_dir, 5, lambda folder: None)
 
 
@@ -69,24 +72,75 @@ def test_resuming_with_other_settings_names_them(folders: RunFolders):
         check(folders, resume=True, recipe=RECIPE | {"lora_r": 16})
 
 
-def test_resuming_on_other_data_is_refused(folders: RunFolders):
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"data": "other"}, r"The data \(or the tokenizer\) has changed"),
+        ({"model": "other"}, "The weights of the base model have changed"),
+        ({"optimizer": "paged_adamw_32bit"}, "optimizer is now paged_adamw_32bit instead of adamw_torch"),
+    ],
+)
+def test_resuming_with_other_inputs_is_refused(folders: RunFolders, change: dict[str, str], expected: str):
+    check_same_inputs(folders.output_dir, INPUTS)
     start(folders)
-    check_same_data(folders.output_dir, "data")
-    with pytest.raises(OutputFolderError, match="data"):
-        check_same_data(folders.output_dir, "other")
+    check_same_inputs(folders.output_dir, INPUTS)
+    with pytest.raises(OutputFolderError, match=expected):
+        check_same_inputs(folders.output_dir, replace(INPUTS, **change))
+
+
+def test_resuming_into_the_folder_of_another_model_is_refused(folders: RunFolders, tmp_path: Path):
+    start(folders)
+    folders.save_dir.mkdir()
+    (folders.save_dir / "adapter_config.json").touch()
+    check(folders, resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "adapter_config.json").touch()
+    with pytest.raises(OutputFolderError, match="trained model"):
+        check(RunFolders(folders.output_dir, tmp_path / "other"), resume=True)
+    check(RunFolders(folders.output_dir, tmp_path / "new"), resume=True)
+
+
+def test_a_resumed_run_keeps_its_id_and_an_overwritten_one_does_not(folders: RunFolders):
+    folders.output_dir.mkdir()
+    first = prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS)
+    assert prepare_folders(folders, resume=True, recipe=RECIPE, inputs=INPUTS) == first
+    assert prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS) != first
+
+
+def test_two_runs_never_write_into_one_folder(folders: RunFolders):
+    with locked(folders.output_dir), pytest.raises(OutputFolderError, match="Another run"), locked(folders.output_dir):
+        pass
+    with locked(folders.output_dir):
+        pass
+
+
+def test_a_folder_made_for_nothing_is_removed_again(tmp_path: Path):
+    with locked(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "file").touch()
+    assert (tmp_path / "a" / "b" / "file").exists()
+
+
+def test_a_link_to_nowhere_is_refused(folders: RunFolders, tmp_path: Path):
+    folders.output_dir.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputFolderError, match="link"):
+        check(folders)
 
 
 def test_overwriting_removes_the_runs_own_files_only(folders: RunFolders):
     start(folders)
     mine = folders.output_dir / "notes.txt"
     mine.write_text("keep")
-    prepare_folders(folders, resume=False, recipe=RECIPE, data_key="data")
+    (folders.output_dir / "checkpoint-4.damaged").mkdir()
+    prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS)
     assert {path.name for path in folders.output_dir.iterdir()} == {"notes.txt", "run.json"}
 
 
 def test_resuming_keeps_checkpoints(folders: RunFolders):
     start(folders)
-    prepare_folders(folders, resume=True, recipe=RECIPE, data_key="data")
+    prepare_folders(folders, resume=True, recipe=RECIPE, inputs=INPUTS)
     assert (folders.output_dir / "checkpoint-5").is_dir()
 
 

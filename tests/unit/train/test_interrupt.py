@@ -20,6 +20,18 @@ def test_the_second_signal_acts_as_before():
             signal.raise_signal(signal.SIGINT)
 
 
+def test_an_ignored_signal_stays_ignored():
+    """nohup starts a program with SIGHUP ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with InterruptGuard() as guard:
+            signal.raise_signal(signal.SIGHUP)
+            assert guard.signal_name is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 def test_the_old_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with InterruptGuard():

@@ -58,6 +58,7 @@ class Run:
             validation=validation,
             effective_batch_size=4,
             plan=ExecutionPlan(micro_batch_size=micro, validation_tokens=50),
+            rate_factor=lambda step: 1.0,
             num_checkpoints_kept=2,
             num_workers=0,
             guard=self.guard,
