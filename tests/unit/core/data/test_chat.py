@@ -63,6 +63,7 @@ def test_a_sample_is_the_rendered_conversation_up_to_its_last_end_token(chat_tem
 def test_bos_is_written_once_by_the_chat_template(adds_bos):
     tokenizer = make_deepseek_like(BLOCKS, adds_bos=adds_bos)
     template = get_template("chat", tokenizer)
+    assert template.bos == [], "the template's own"
     for ids in (template.encode_prompt("Sort."), encode(template, DIALOGUE)):
         assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.bos_token_id not in encode(get_template("chat", make_deepseek_like(CHAT_ML)), DIALOGUE)
@@ -108,7 +109,18 @@ def test_answers_that_also_stand_elsewhere_are_found_in_their_place(chat_templat
     assert learned(segments) == (lead + answer + after) * 2
 
 
-def test_a_trimmed_answer_is_found(small):
+def test_what_stands_between_prompt_and_answer_is_not_taken_for_the_answer():
+    """As in gpt-oss, whose prompt ends before the name of the channel."""
+    channels = CHAT_ML.replace(
+        "{{ message.content }}",
+        "{% if message.role == 'assistant' %}final<|im_start|>{% endif %}{{ message.content }}",
+    )
+    template = get_template("chat", make_deepseek_like(channels))
+    segments = template.render(converse("a", "final", "b", "al"))
+    assert learned(segments) == "final<|im_start|>final<|im_end|>final<|im_start|>al<|im_end|>"
+
+
+def test_a_trimmed_answer_is_found():
     segments = get_template("chat", make_deepseek_like(BRACKETS)).render(converse("INST", "\n  a [/INST] \n"))
     assert learned(segments) == f" a [/INST] {EOS}"
 

@@ -72,8 +72,10 @@ def test_a_window_in_which_no_gap_has_text_is_left_out_and_counted(small):
     assert (samples, windows) == ([], {"used": 0, "left out": 1})
 
 
+@pytest.mark.parametrize("text", ["ab = 你\n" * 5, "print the value of Response\n" * 9])
 @pytest.mark.parametrize("max_length", [8, 9, 12])
-def test_hardly_any_room_is_room_enough(small, max_length):
-    samples, windows = draw(small, "ab = 你\n" * 5, max_length)
+def test_hardly_any_room_is_room_enough(small, text, max_length):
+    """Of the second text a gap within a word makes more tokens than there is room for."""
+    samples, windows = draw(small, text, max_length)
     assert windows["used"] == len(samples) > 0
     assert max(len(sample.token_ids) for sample in samples) <= max_length
