@@ -84,7 +84,22 @@ def open_progress(output: Output) -> "Iterator[EventSink]":
         with ProgressView(output.stderr) as sink:
             yield sink
     else:
-        yield _json_sink(output) if output.mode is Mode.JSON else _quiet_sink(output)
+        yield _outlive_reader(_json_sink(output) if output.mode is Mode.JSON else _quiet_sink(output))
+
+
+def _outlive_reader(write: "Callable[[Event], None]") -> "Callable[[Event], None]":
+    """Fall silent once nothing can be written any more, as the live display does: the run itself goes on."""
+    is_lost = False
+
+    def sink(event: "Event") -> None:
+        nonlocal is_lost
+        if not is_lost:
+            try:
+                write(event)
+            except OSError:
+                is_lost = True
+
+    return sink
 
 
 def _json_sink(output: Output) -> "Callable[[Event], None]":

@@ -130,14 +130,40 @@ def test_a_signal_outside_the_training_loop_ends_with_its_code(
     assert error.splitlines() == [f"stopped: {signal_number.name}; no checkpoint was saved."]
 
 
-def test_a_closed_pipe_ends_quietly(slow_run: "subprocess.Popen[str]") -> None:
-    assert slow_run.stdout is not None
-    assert slow_run.stderr is not None
-    slow_run.stdout.close()
-    error = slow_run.stderr.read()
-    slow_run.stderr.close()
-    assert slow_run.wait(timeout=30) == 0
-    assert error == ""
+SHORT_RUN = """
+import sys, types
+from pathlib import Path
+from dsft.train.events import Notice
+from tests.train_results import make_result
+run = types.ModuleType("dsft.train.run")
+def run_train(resolved, *, resume, overwrite, sink):
+    sink(Notice("begun", "warning"))
+    sys.stdin.read()  # until the test has closed what it closes
+    for _ in range(100):
+        sink(Notice("x" * 5000, "warning"))
+    Path("adapter").touch()
+    return make_result()
+run.run_train = run_train
+sys.modules["dsft.train.run"] = run
+from dsft.cli.app import main
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize(("mode", "closed"), [("--json", "stdout"), ("--quiet", "stderr")])
+def test_a_run_goes_on_to_its_end_without_its_reader_and_ends_quietly(tmp_path: Path, mode: str, closed: str) -> None:
+    command = [sys.executable, "-c", SHORT_RUN, mode]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as process:
+        lost, kept = (process.stdout, process.stderr) if closed == "stdout" else (process.stderr, process.stdout)
+        assert process.stdin is not None and lost is not None and kept is not None
+        assert "begun" in lost.readline()
+        lost.close()
+        process.stdin.close()
+        rest = kept.read()
+        assert process.wait(timeout=30) == 0
+    assert (tmp_path / "adapter").exists()
+    assert rest == ""
 
 
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["--version"]])
