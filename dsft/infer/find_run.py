@@ -1,6 +1,6 @@
 """Which model answers: the folder the user names or the newest run, its base model and its recorded template.
 
-Reads names only: training_summary.json and adapter_config.json, no weights.
+Reads names only: adapter_config.json and what the run wrote of itself, no weights.
 """
 
 import json
@@ -13,7 +13,11 @@ from dsft.core.errors import ConfigError, ModelError, UnreachableHubError
 from dsft.core.models.source import ModelSource, find_model
 
 SUMMARY_FILE = "training_summary.json"
+RECORD_FILE = "run.json"
+"""In a run's output folder, beside its checkpoints; has the same `template` and `model` as the summary."""
+
 ADAPTER_FILE = "adapter_config.json"
+MERGED_FOLDER = "merged_model"
 
 _WAYS_ON = "Train one with `dsft train`, or name a model with --model: an adapter folder, a model folder or a hub id."
 
@@ -71,13 +75,14 @@ def choose_model(model: str | None, base: str | None, parent: Path) -> ModelChoi
         parent: Folder in which runs are looked for.
 
     Raises:
-        ModelError: No run, or a damaged adapter_config.json or training_summary.json.
+        ModelError: No run, or a damaged adapter_config.json, training_summary.json or run.json.
         ConfigError: A base model was named for something that is no adapter.
     """
     folder = find_newest_run(parent) if model is None else Path(model).expanduser()
     name = f"./{folder.name}" if model is None else model
-    summary = _read_json(folder / SUMMARY_FILE) if (folder / SUMMARY_FILE).is_file() else {}
-    template = _recorded_template(folder, summary)
+    record = _find_record(folder)
+    recorded = {} if record is None else _read_json(record)
+    template = _recorded_template(record, recorded)
     if not (folder / ADAPTER_FILE).is_file():
         if base is not None:
             raise ConfigError(
@@ -86,7 +91,7 @@ def choose_model(model: str | None, base: str | None, parent: Path) -> ModelChoi
             )
         path = str(folder) if model is None else model
         return ModelChoice(name, None, (BaseName(path, None, "--model"),), template)
-    bases = _recorded_bases(folder, summary) if base is None else (BaseName(base, None, "--base"),)
+    bases = _recorded_bases(folder, record, recorded) if base is None else (BaseName(base, None, "--base"),)
     return ModelChoice(name, folder, bases, template)
 
 
@@ -126,35 +131,45 @@ def _is_model_folder(folder: Path) -> bool:
     return (folder / ADAPTER_FILE).is_file() or (folder / "config.json").is_file()
 
 
-def _recorded_template(folder: Path, summary: dict[str, Any]) -> TemplateName | None:
-    recorded = summary.get("template")
+def _find_record(folder: Path) -> Path | None:
+    """Return the file in which a run tells of the model in a folder: there, or beside the checkpoint or merged model."""
+    places = [folder / SUMMARY_FILE]
+    if folder.name == MERGED_FOLDER:
+        places.append(folder.parent / SUMMARY_FILE)
+    if (folder / ADAPTER_FILE).is_file():
+        places.append(folder.resolve().parent / RECORD_FILE)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _recorded_template(record: Path | None, recorded: dict[str, Any]) -> TemplateName | None:
+    template = recorded.get("template")
     for name in get_args(TemplateName):
-        if name == recorded:
+        if name == template:
             return cast(TemplateName, name)
-    if recorded is None:
+    if template is None:
         return None
     raise ModelError(
-        f"{folder / SUMMARY_FILE} names the prompt template {recorded}, which this version of dsft does not know.",
+        f"{record} names the prompt template {template}, which this version of dsft does not know.",
         "Install the version that trained it, or a newer one.",
     )
 
 
-def _recorded_bases(folder: Path, summary: dict[str, Any]) -> tuple[BaseName, ...]:
-    # The summary holds the name as it was typed, which outlives a new installation (builtin: names) but not a change
-    # of the working folder; the adapter's own record is the other way round.
+def _recorded_bases(folder: Path, record: Path | None, recorded: dict[str, Any]) -> tuple[BaseName, ...]:
+    # The run's own record holds the name as it was typed, which outlives a new installation (builtin: names) but not a
+    # change of the working folder; the adapter's own record is the other way round.
     adapter = _read_json(folder / ADAPTER_FILE)
     kind = adapter.get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{folder} holds a {kind} adapter, and dsft reads LoRA adapters.", "Merge it with PEFT first.")
-    trained_on = summary.get("model")
+    trained_on = recorded.get("model")
     records = (
-        (trained_on if isinstance(trained_on, dict) else {}, "name", SUMMARY_FILE),
+        (trained_on if isinstance(trained_on, dict) else {}, "name", record.name if record is not None else ""),
         (adapter, "base_model_name_or_path", ADAPTER_FILE),
     )
     bases: dict[str, BaseName] = {}
-    for record, key, origin in records:
-        if record.get(key):
-            bases.setdefault(record[key], BaseName(record[key], record.get("revision"), origin))
+    for names, key, origin in records:
+        if names.get(key):
+            bases.setdefault(names[key], BaseName(names[key], names.get("revision"), origin))
     if not bases:
         raise ModelError(f"The adapter {folder} does not say which base model it belongs to.", "Say it with --base.")
     return tuple(bases.values())

@@ -1,7 +1,9 @@
 """From samples to the flat micro-batches the model sees, and the order in which an epoch visits them."""
 
 import math
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,7 +154,7 @@ class EffectiveBatchLoader(DataLoader[list[Sample]]):
             collate_fn=_keep_list,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_obey_parent_alone,
             # Its own generator: starting workers must not advance the global one, or a resumed run would differ.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -188,7 +190,18 @@ def _keep_list(sequences: list[Any]) -> list[Any]:
     return sequences
 
 
-def _ignore_signals(_worker: int) -> None:
-    # Ctrl-C, service managers and schedulers signal all processes of a group: workers must outlive the checkpoint.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+def _obey_parent_alone(_worker: int) -> None:
+    """Let a worker end by its parent's signals only.
+
+    Ctrl-C, service managers and schedulers signal all processes of a run, and a worker that ends before the step does
+    would take the checkpoint with it.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -149,8 +149,17 @@ def locked(output_dir: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def prepare_folders(folders: RunFolders, *, resume: bool, recipe: dict[str, Any], inputs: RunInputs) -> str:
+def prepare_folders(
+    folders: RunFolders, *, resume: bool, recipe: dict[str, Any], inputs: RunInputs, facts: dict[str, Any]
+) -> str:
     """Make the folders ready: an overwritten run's own files go, nothing else does; the run record is written.
+
+    Args:
+        folders: The run's folders, locked.
+        resume: Whether an earlier run there is continued.
+        recipe: What the run learns.
+        inputs: What it computes with.
+        facts: What else the record says: template and model, as `infer` needs them for a checkpoint.
 
     Returns:
         The run's id; a resumed run keeps its own.
@@ -163,7 +172,13 @@ def prepare_folders(folders: RunFolders, *, resume: bool, recipe: dict[str, Any]
         for name in (EVENT_LOG, RUN_RECORD):
             (folders.output_dir / name).unlink(missing_ok=True)
     run_id = read_run_id(folders.output_dir) or uuid.uuid4().hex
-    record = {"run_id": run_id, "recipe": recipe, "inputs": asdict(inputs), "save_dir": str(folders.save_dir)}
+    record = {
+        "run_id": run_id,
+        "recipe": recipe,
+        "inputs": asdict(inputs),
+        "save_dir": str(folders.save_dir),
+        **facts,
+    }
     staging = folders.output_dir / f".{RUN_RECORD}.writing"
     staging.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
     staging.replace(folders.output_dir / RUN_RECORD)

@@ -45,9 +45,7 @@ def build_result(
         techniques=describe_techniques(setup),
         notices=list(setup.notices),
         model={
-            "name": config.model_name,
-            "revision": setup.source.commit or setup.source.revision,
-            "fingerprint": setup.model_fingerprint,
+            **setup.model_facts,
             "family": setup.source.model_config["model_type"],
             "num_parameters": num_parameters,
             "num_trainable_parameters": num_trainable,

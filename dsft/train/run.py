@@ -120,7 +120,13 @@ def _run_locked(setup: RunSetup, folders: RunFolders, *, resume: bool, sink: Eve
             return finished
     model = _load_model(setup, sink)
     # Not before the model is there: an earlier run that is overwritten goes only now.
-    run_id = prepare_folders(folders, resume=resume, recipe=recipe(setup.config), inputs=inputs)
+    run_id = prepare_folders(
+        folders,
+        resume=resume,
+        recipe=recipe(setup.config),
+        inputs=inputs,
+        facts={"template": setup.data.template.name, "model": setup.model_facts},
+    )
     gpu_memory = open_gpu_memory(setup.device.uuid) if setup.device.uuid is not None else None
     recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, gpu_memory)
     started_s = time.perf_counter()

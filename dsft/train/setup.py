@@ -42,6 +42,15 @@ class RunSetup:
         return len(self.data.validation) if self.data.validation is not None else 0
 
     @property
+    def model_facts(self) -> dict[str, object]:
+        """Name, revision and fingerprint of the base model."""
+        return {
+            "name": self.config.model_name,
+            "revision": self.source.commit or self.source.revision,
+            "fingerprint": self.model_fingerprint,
+        }
+
+    @property
     def num_epochs(self) -> float:
         """Passes over the training data that the steps make."""
         return self.num_steps / math.ceil(len(self.sequences) / self.config.effective_batch_size)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,10 +83,53 @@ def test_a_second_run_into_the_same_folders_is_refused(short_run: Path, run_dsft
 
 
 def test_resuming_a_finished_run_changes_nothing(short_run: Path, run_dsft: RunDsft):
-    before = (short_run / "trained_tiny" / "adapter_model.safetensors").read_bytes()
+    before = {path: path.read_bytes() for path in (short_run / "trained_tiny").iterdir()}
     done = run_dsft(*SHORT, "--resume", cwd=short_run)
     assert done.returncode == 0, done.stderr
-    assert (short_run / "trained_tiny" / "adapter_model.safetensors").read_bytes() == before
+    assert "had finished" in done.stderr
+    assert {path: path.read_bytes() for path in (short_run / "trained_tiny").iterdir()} == before
+
+
+def test_a_final_folder_that_is_missing_is_written_from_the_last_checkpoint(
+    short_run: Path, tmp_path: Path, run_dsft: RunDsft
+):
+    shutil.copytree(short_run / "results_tiny", tmp_path / "results_tiny")
+    done = run_dsft(*SHORT, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    adapter = "trained_tiny/adapter_model.safetensors"
+    assert (tmp_path / adapter).read_bytes() == (short_run / adapter).read_bytes()
+    assert summary(tmp_path)["losses"] == summary(short_run)["losses"]
+    assert summary(tmp_path)["validation_losses"] == summary(short_run)["validation_losses"]
+
+
+def test_keeping_the_best_needs_a_whole_best_adapter(short_run: Path, tmp_path: Path, run_dsft: RunDsft):
+    shutil.copytree(short_run / "results_tiny", tmp_path / "results_tiny")
+    (tmp_path / "results_tiny" / "adapter-best" / "adapter_model.safetensors").unlink()
+    done = run_dsft(*SHORT, "--resume", "--keep", "best", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--keep last" in done.stderr
+    assert not (tmp_path / "trained_tiny" / "training_summary.json").exists()
+
+
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint(tmp_path: Path):
+    """Service managers signal every process of a group, the ones that load data among them."""
+    command = (*TINY, "--max-steps", "400", "--dataloader-num-workers", "1", "--json")
+    with subprocess.Popen(
+        [sys.executable, "-m", "dsft", *command],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "StepDone":
+                os.killpg(process.pid, signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 75, rest
+    assert list((tmp_path / "results_tiny").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")])

@@ -63,6 +63,21 @@ def test_an_unfinished_run_is_not_taken_silently(tmp_path: Path) -> None:
     assert "--model ./trained_x" in caught.value.fix
 
 
+def test_a_checkpoint_and_a_merged_model_are_answered_as_their_run_says(tmp_path: Path) -> None:
+    checkpoint = make_run(tmp_path / "checkpoint-5", base="/gone", trained_at_s=None)
+    base = make_model(tmp_path / "base")
+    record = {"template": "deepseek", "model": {"name": str(base), "revision": None}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    choice = choose_model(str(checkpoint), None, tmp_path)
+    assert choice.template == "deepseek"
+    assert find_base(choice)[0].location == str(base)
+    assert choose_model(str(base), None, tmp_path).template is None, "a base model beside it is not of that run"
+
+    run = make_run(tmp_path / "trained_x")
+    merged = make_model(run / "merged_model")
+    assert choose_model(str(merged), None, tmp_path).template == "deepseek"
+
+
 def test_the_summary_names_base_and_template(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base")
     run = make_run(tmp_path / "trained_x", base="/gone", recorded_name=str(base))

@@ -19,7 +19,7 @@ def folders(tmp_path: Path) -> RunFolders:
 
 def start(folders: RunFolders) -> None:
     folders.output_dir.mkdir()
-    prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS)
+    prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS, facts={})
     write_checkpoint(folders.output_dir, 5, lambda folder: None)
 
 
@@ -102,9 +102,9 @@ def test_resuming_into_the_folder_of_another_model_is_refused(folders: RunFolder
 
 def test_a_resumed_run_keeps_its_id_and_an_overwritten_one_does_not(folders: RunFolders):
     folders.output_dir.mkdir()
-    first = prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS)
-    assert prepare_folders(folders, resume=True, recipe=RECIPE, inputs=INPUTS) == first
-    assert prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS) != first
+    first = prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS, facts={})
+    assert prepare_folders(folders, resume=True, recipe=RECIPE, inputs=INPUTS, facts={}) == first
+    assert prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS, facts={}) != first
 
 
 def test_two_runs_never_write_into_one_folder(folders: RunFolders):
@@ -134,13 +134,13 @@ def test_overwriting_removes_the_runs_own_files_only(folders: RunFolders):
     mine = folders.output_dir / "notes.txt"
     mine.write_text("keep")
     (folders.output_dir / "checkpoint-4.damaged").mkdir()
-    prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS)
+    prepare_folders(folders, resume=False, recipe=RECIPE, inputs=INPUTS, facts={})
     assert {path.name for path in folders.output_dir.iterdir()} == {"notes.txt", "run.json"}
 
 
 def test_resuming_keeps_checkpoints(folders: RunFolders):
     start(folders)
-    prepare_folders(folders, resume=True, recipe=RECIPE, inputs=INPUTS)
+    prepare_folders(folders, resume=True, recipe=RECIPE, inputs=INPUTS, facts={})
     assert (folders.output_dir / "checkpoint-5").is_dir()
 
 

@@ -1,6 +1,8 @@
 """The training step, validation and resume of QloraTrainer, on a random Llama with NF4 weights."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from dsft.train.interrupt import InterruptGuard
 from dsft.train.loss import sum_target_losses
 from dsft.train.reports import TrainerHooks
 from dsft.train.restore import load_adapter_weights
-from dsft.train.trainer import ExecutionPlan, QloraTrainer
+from dsft.train.schedule import learning_rate_factor
+from dsft.train.trainer import MAX_SKIPPED_STEPS, ExecutionPlan, QloraTrainer
 from tests.unit.train.random_samples import ListDataset, make_samples
 
 CPU = Device("cpu", "CPU")
@@ -58,7 +61,7 @@ class Run:
             validation=validation,
             effective_batch_size=4,
             plan=ExecutionPlan(micro_batch_size=micro, validation_tokens=50),
-            rate_factor=lambda step: 1.0,
+            rate_factor=lambda step: learning_rate_factor(step, num_warmup_steps=1, num_steps=steps, shape="cosine"),
             num_checkpoints_kept=2,
             num_workers=0,
             guard=self.guard,
@@ -209,6 +212,62 @@ def test_validation_is_the_mean_over_all_targets_and_keeps_the_best(load_model, 
     with torch.no_grad():
         loss = torch.cat(losses_of_each_target(fresh.eval(), [validation[i] for i in range(5)])).mean().item()
     assert loss == pytest.approx(best_loss, rel=1e-5)
+
+
+def test_a_signal_during_validation_saves_once_and_leaves_the_pass_to_the_resumed_run(load_model, tmp_path: Path):
+    run = Run(load_model(), tmp_path, validation=make_samples(5, seed=9), save_steps=2)
+    run.trainer.hooks = replace(run.trainer.hooks, on_step=lambda report: None)
+    evaluate = run.trainer.evaluate
+
+    def interrupted_evaluate(*args, **kwargs):
+        if run.trainer.state.global_step == 2:
+            run.guard.signal_name = "SIGTERM"
+        return evaluate(*args, **kwargs)
+
+    run.trainer.evaluate = interrupted_evaluate
+    run.train()
+    assert [step for step, _ in run.validation] == [0]
+    assert run.checkpoints == [tmp_path / "checkpoint-2"]
+    assert run.trainer.state.global_step == 2
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(load_model, tmp_path: Path):
+    run = Run(load_model(), tmp_path, validation=make_samples(5, seed=9))
+    norm = next(p for p in run.trainer.model.parameters() if not p.requires_grad and p.dtype == torch.float32)
+    healthy = norm.data.clone()
+    norm.data.fill_(float("nan"))
+    assert np.isnan(run.trainer.evaluate()["eval_loss"])
+    assert run.trainer.state.best_metric is None
+    assert not (tmp_path / "adapter-best").exists()
+    norm.data.copy_(healthy)
+    assert run.trainer.evaluate()["eval_loss"] == run.trainer.state.best_metric
+
+
+def test_a_damaged_best_adapter_is_not_adopted(load_model, tmp_path: Path):
+    run = Run(load_model(), tmp_path, validation=make_samples(5, seed=9)).train()
+    best = run.trainer.state.best_metric
+    run.trainer.adopt_best_on_disk()
+    assert run.trainer.state.best_metric == best
+    (tmp_path / "adapter-best" / "adapter_model.safetensors").write_bytes(b"")
+    run.trainer.adopt_best_on_disk()
+    assert run.trainer.state.best_metric is None
+
+
+def test_gradients_that_overflow_without_end_stop_a_float16_run(load_model, tmp_path: Path):
+    run = Run(load_model(), tmp_path)
+    run.trainer.args.fp16 = True
+    run.trainer.accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
+    for _ in range(MAX_SKIPPED_STEPS):
+        run.trainer._refuse_endless_overflow()
+    with pytest.raises(NonFiniteLossError, match="too large for float16"):
+        run.trainer._refuse_endless_overflow()
+
+
+def test_a_run_of_one_step_learns(load_model, tmp_path: Path):
+    model = load_model()
+    before = lora_weights(model)
+    Run(model, tmp_path, steps=1).train()
+    assert not any(torch.equal(before[name], weight) for name, weight in lora_weights(model).items())
 
 
 def test_a_validation_pass_leaves_the_gradients_alone(load_model, tmp_path: Path):
