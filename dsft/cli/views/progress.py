@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console, RenderableType
@@ -25,7 +26,7 @@ class ProgressView:
     that went away), the view falls silent and the run goes on.
 
     Args:
-        console: Where to draw, usually stderr.
+        console: Where to draw, usually stderr. FORCE_COLOR makes colours of any file, but no live area.
         clock: Monotonic clock in seconds.
     """
 
@@ -33,17 +34,26 @@ class ProgressView:
         self._console = console
         self._clock = clock
         self._painter: _LivePainter | _LinePainter
-        self._painter = _LivePainter(console, clock) if console.is_interactive else _LinePainter(console, clock)
+        is_live = console.is_interactive and console.file.isatty()
+        self._painter = _LivePainter(console, clock) if is_live else _LinePainter(console, clock)
+        self._is_started = False
         self._is_lost = False
 
     def __enter__(self) -> EventSink:
-        self._attempt(self._painter.start)
+        self._attempt(self._start)
         return self._take
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._attempt(lambda: self._painter.stop(is_failed=kind is not None))
+        # Tried even when the screen is lost: cursor, stdout and stderr are put back, whatever can still be written.
+        if self._is_started:
+            with suppress(OSError):
+                self._painter.stop(is_failed=kind is not None)
+
+    def _start(self) -> None:
+        self._painter.start()
+        self._is_started = True
 
     def _take(self, event: Event, /) -> None:
         self._attempt(lambda: self._painter.take(event))
