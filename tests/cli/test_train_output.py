@@ -49,7 +49,6 @@ def test_quiet_tells_warnings_alone(fake_run: Any, capsys: pytest.CaptureFixture
 
 
 def test_the_summary_is_data_and_the_progress_is_not(fake_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("dsft.cli.views.progress")
     fake_run.behave = tell_a_run
     assert main(["train"]) == 0
     captured = capsys.readouterr()
