@@ -132,7 +132,7 @@ def _is_model_folder(folder: Path) -> bool:
 
 
 def _find_record(folder: Path) -> Path | None:
-    """Return the file in which a run tells of the model in a folder: there, or beside the checkpoint or merged model."""
+    """Return where a run tells of the model in a folder: there, or beside the checkpoint or merged model."""
     places = [folder / SUMMARY_FILE]
     if folder.name == MERGED_FOLDER:
         places.append(folder.parent / SUMMARY_FILE)

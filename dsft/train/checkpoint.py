@@ -172,12 +172,19 @@ def _nearest_folder(path: Path) -> Path:
 
 def _flush(folder: Path) -> None:
     for path in (path for path in folder.rglob("*") if path.is_file()):
+        path.chmod(_new_file_mode())  # safetensors gives its files to their owner alone
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     _flush_folder(folder)
+
+
+def _new_file_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _flush_folder(folder: Path) -> None:

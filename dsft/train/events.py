@@ -143,7 +143,9 @@ class TrainResult:
     train_target_tok_per_s: float
     step_s_median: float
     first_loss: float
+    """Training loss of the first step."""
     final_loss: float
+    """Mean training loss of the last ten steps."""
     losses: list[tuple[int, float]]
     """(step, training loss)"""
     validation_losses: list[tuple[int, float]]

@@ -19,7 +19,9 @@ EVENT_LOG = "events.jsonl"
 BEST_ADAPTER = "adapter-best"
 """Folder in the output folder that holds the adapter of the lowest validation loss."""
 
-_SAVE_FILES = ("adapter_config.json", "config.json")
+_MODEL_FILES = ("adapter_config.json", "config.json")
+_REPLACED_FILES = ("README.md", "loss.png", "tokenizer.json", "tokenizer_config.json", "training_summary.json")
+"""What a run writes beside its adapter, and what a folder that was never a model's may hold for other reasons."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def check_folders(folders: RunFolders, *, resume: bool, overwrite: bool, recipe:
         raise OutputFolderError(
             f"output_dir and save_dir are both {folders.output_dir}.", "Choose two folders: --output-dir, --save-dir."
         )
+    _check_foreign_files(folders.save_dir)
     if overwrite:
         return
     if resume and _holds_run(folders.output_dir):
@@ -121,32 +124,45 @@ def check_same_inputs(output_dir: Path, inputs: RunInputs) -> None:
 
 
 @contextmanager
-def locked(output_dir: Path) -> Iterator[None]:
-    """Keep an output folder for this process, so that two runs never write into the same one.
+def locked(folders: RunFolders) -> Iterator[None]:
+    """Make a run's folders and keep the output folder for this process: two runs never write into the same one.
 
-    The folder is made if it is not there, and removed again if nothing was written into it.
+    Folders made here are removed again if nothing was written into them.
 
     Raises:
-        OutputFolderError: Another process holds it.
+        OutputFolderError: Another process holds the output folder, or a folder can't be made.
     """
-    new_folders = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
-    output_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _made(folders.output_dir), _made(folders.save_dir):
+        descriptor = os.open(folders.output_dir, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(descriptor)
             raise OutputFolderError(
-                f"Another run is writing into {output_dir} now.", "Wait for its end, or choose another --output-dir."
+                f"Another run is writing into {folders.output_dir} now.",
+                "Wait for its end, or choose another --output-dir.",
             ) from None
         except OSError:
             pass  # some network file systems have no locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputFolderError(f"{folder} can't be made: {error.strerror}.", "Choose another folder.") from error
+    try:
         yield
     finally:
-        os.close(descriptor)
         with suppress(OSError):  # ends at the first that is not empty
-            for folder in new_folders:
-                folder.rmdir()
+            for path in new_folders:
+                path.rmdir()
 
 
 def prepare_folders(
@@ -194,8 +210,18 @@ def _holds_run(folder: Path) -> bool:
     return (folder / RUN_RECORD).exists() or bool(list_checkpoints(folder))
 
 
+def _check_foreign_files(save_dir: Path) -> None:
+    if any((save_dir / name).exists() for name in _MODEL_FILES):
+        return
+    for name in _REPLACED_FILES:
+        if (save_dir / name).exists():
+            raise OutputFolderError(
+                f"{save_dir} holds no model but a {name}, which the run would replace.", "Choose another --save-dir."
+            )
+
+
 def _check_save_folder(save_dir: Path) -> None:
-    if any((save_dir / name).exists() for name in _SAVE_FILES):
+    if any((save_dir / name).exists() for name in _MODEL_FILES):
         raise OutputFolderError(
             f"{save_dir} already holds a trained model.",
             "Go on with its run by --resume, replace it by --overwrite, or choose another --save-dir.",

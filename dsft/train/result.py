@@ -1,5 +1,6 @@
 """What a finished run was: configuration, data, losses, speed and memory in one record."""
 
+import statistics
 from pathlib import Path
 
 import dsft
@@ -9,6 +10,9 @@ from dsft.train.recorder import RunRecorder, peak_host_bytes
 from dsft.train.setup import RunSetup, describe_techniques
 from dsft.train.trainer import QloraTrainer
 from dsft.train.versions import versions
+
+FINAL_STEPS = 10
+"""Steps whose mean is the final training loss: single batches differ too much from one another."""
 
 
 def build_result(
@@ -62,7 +66,7 @@ def build_result(
         train_target_tok_per_s=target_tok_per_s,
         step_s_median=step_s_median,
         first_loss=losses[0][1],
-        final_loss=losses[-1][1],
+        final_loss=statistics.fmean(loss for _, loss in losses[-FINAL_STEPS:]),
         losses=losses,
         validation_losses=validation,
         best_step=state.best_global_step if validation else None,

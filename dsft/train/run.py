@@ -1,47 +1,15 @@
 """`dsft train`: fine-tune a model with QLoRA and leave an adapter that says how it was made."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from dsft.core.config.load import ResolvedConfig
 from dsft.core.config.schema import recipe
-from dsft.core.data.prepare import SamplePreview
-from dsft.core.data.report import DataReport
-from dsft.core.errors import RunInterrupted
-from dsft.core.gpu import open_gpu_memory
-from dsft.core.models.load import LoraSettings, attach_lora, enable_checkpointing, load_quantized
-from dsft.train.arguments import count_warmup_steps, make_arguments
+from dsft.core.data.report import DataReport, SamplePreview
 from dsft.train.checkpoint import remove_leftovers
-from dsft.train.events import EventSink, Notice, Phase, RunStarted, TrainResult
-from dsft.train.folders import (
-    EVENT_LOG,
-    RunFolders,
-    RunInputs,
-    check_folders,
-    check_same_inputs,
-    locked,
-    prepare_folders,
-)
-from dsft.train.interrupt import InterruptGuard
-from dsft.train.recorder import RunRecorder
-from dsft.train.reports import TrainerHooks
-from dsft.train.restore import load_adapter_weights, read_trainer_state
-from dsft.train.result import build_result
-from dsft.train.resume import (
-    find_checkpoint,
-    find_result,
-    first_step_after,
-    lacks_first_validation,
-    lacks_last_validation,
-)
-from dsft.train.save import save_final_adapter
-from dsft.train.schedule import learning_rate_factor
+from dsft.train.events import EventSink, Notice, TrainResult
+from dsft.train.folders import RunFolders, RunInputs, check_folders, check_same_inputs, locked
 from dsft.train.setup import RunSetup, describe_techniques, prepare_setup
-from dsft.train.trainer import ExecutionPlan, QloraTrainer
 
 
 @dataclass(frozen=True)
@@ -101,13 +69,16 @@ def run_train(resolved: ResolvedConfig, *, resume: bool, overwrite: bool, sink: 
     folders = RunFolders(Path(config.output_dir), Path(config.save_dir))
     check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe(config))
     setup = prepare_setup(resolved, sink)
-    with locked(folders.output_dir):
+    with locked(folders):
         # Another run may have begun there since the first look.
         check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe(config))
         return _run_locked(setup, folders, resume=resume, sink=sink)
 
 
 def _run_locked(setup: RunSetup, folders: RunFolders, *, resume: bool, sink: EventSink) -> TrainResult:
+    from dsft.train.fit import fit
+    from dsft.train.resume import find_checkpoint, find_result
+
     inputs = RunInputs(setup.data.key, setup.model_fingerprint, setup.optimizer.name)
     checkpoint = None
     if resume:
@@ -118,121 +89,4 @@ def _run_locked(setup: RunSetup, folders: RunFolders, *, resume: bool, sink: Eve
         if finished is not None:
             sink(Notice("This run had finished; there was nothing left to do."))
             return finished
-    model = _load_model(setup, sink)
-    # Not before the model is there: an earlier run that is overwritten goes only now.
-    run_id = prepare_folders(
-        folders,
-        resume=resume,
-        recipe=recipe(setup.config),
-        inputs=inputs,
-        facts={"template": setup.data.template.name, "model": setup.model_facts},
-    )
-    gpu_memory = open_gpu_memory(setup.device.uuid) if setup.device.uuid is not None else None
-    recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, gpu_memory)
-    started_s = time.perf_counter()
-    try:
-        trainer = _train(setup, model, checkpoint, recorder)
-        recorder.tell(Phase("save the adapter"))
-        duration_s = time.perf_counter() - started_s
-        result = build_result(
-            setup, trainer, recorder, run_id=run_id, first_step=first_step_after(checkpoint), duration_s=duration_s
-        )
-        save_final_adapter(result, trainer, setup.tokenizer.tokenizer, folders)
-        return result
-    finally:
-        recorder.close()
-
-
-def _load_model(setup: RunSetup, sink: EventSink) -> Any:
-    config = setup.config
-    sink(Phase("load and quantize the model"))
-    model = load_quantized(setup.source, setup.device, setup.precision, setup.attention)
-    lora = LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.seed)
-    peft_model = attach_lora(model, lora)
-    if config.gradient_checkpointing:
-        enable_checkpointing(peft_model)
-    return peft_model
-
-
-def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRecorder) -> QloraTrainer:
-    config = setup.config
-    first_step = first_step_after(checkpoint)
-    resumed_state = read_trainer_state(checkpoint) if checkpoint is not None else None
-    with InterruptGuard() as guard:
-        trainer = QloraTrainer(
-            model,
-            make_arguments(
-                config,
-                device=setup.device,
-                precision=setup.precision,
-                optimizer=setup.optimizer,
-                num_steps=setup.num_steps,
-                has_validation=setup.num_validation_samples > 0,
-                validate_first=lacks_first_validation(resumed_state, config.save_steps),
-            ),
-            sequences=setup.sequences,
-            validation=setup.data.validation,
-            effective_batch_size=config.effective_batch_size,
-            plan=ExecutionPlan(
-                micro_batch_size=config.per_device_train_batch_size,
-                validation_tokens=_validation_tokens(setup),
-            ),
-            rate_factor=lambda step: learning_rate_factor(
-                step,
-                num_warmup_steps=count_warmup_steps(config, setup.num_steps),
-                num_steps=setup.num_steps,
-                shape=config.lr_scheduler,
-            ),
-            num_checkpoints_kept=config.save_total_limit,
-            num_workers=config.dataloader_num_workers,
-            guard=guard,
-            hooks=TrainerHooks(recorder.on_step, recorder.on_validation, recorder.on_checkpoint, recorder.on_interrupt),
-        )
-        recorder.tell(_started(setup, model, first_step))
-        if setup.device.kind == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        if checkpoint is not None and resumed_state is not None and first_step >= setup.num_steps:
-            # Only the end is missing: the last validation, if it was cut short, and the final files.
-            load_adapter_weights(model, checkpoint)
-            trainer.state = resumed_state
-            trainer.adopt_best_on_disk()
-            if lacks_last_validation(setup, resumed_state):
-                trainer.evaluate()
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    state = trainer.state
-    is_whole = state.global_step >= setup.num_steps and not lacks_last_validation(setup, state)
-    if guard.signal_name is not None and not is_whole:
-        saved = Path(config.output_dir) / f"checkpoint-{state.global_step}"
-        raise RunInterrupted(guard.signal_name, str(saved), state.global_step)
-    return trainer
-
-
-def _validation_tokens(setup: RunSetup) -> int:
-    """Return how many tokens a validation pass may have: no more than training, which also keeps activations, holds."""
-    config, lengths = setup.config, setup.data.train.lengths
-    if config.packing:
-        return config.per_device_train_batch_size * config.max_length
-    return max(int(lengths.max()), config.per_device_train_batch_size * round(float(lengths.mean())))
-
-
-def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
-    config = setup.config
-    num_trainable, num_parameters = model.get_nb_trainable_parameters()
-    return RunStarted(
-        run_name=Path(config.save_dir).resolve().name,
-        model_name=config.model_name,
-        device=setup.device.name,
-        precision=setup.precision,
-        attention=setup.attention.description,
-        optimizer=setup.optimizer.description,
-        num_steps=setup.num_steps,
-        first_step=first_step,
-        num_epochs=setup.num_epochs,
-        effective_batch_size=config.effective_batch_size,
-        micro_batch_size=config.per_device_train_batch_size,
-        num_train_samples=len(setup.data.train),
-        num_validation_samples=setup.num_validation_samples,
-        num_trainable_parameters=num_trainable,
-        num_parameters=num_parameters,
-    )
+    return fit(setup, inputs, folders, checkpoint, resume=resume, sink=sink)

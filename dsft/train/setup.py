@@ -2,20 +2,24 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dsft.core.config.load import ResolvedConfig
 from dsft.core.config.schema import TrainConfig
 from dsft.core.data.packing import pack_sequences
 from dsft.core.data.prepare import PreparedData, prepare_data
+from dsft.core.data.sources import open_source
 from dsft.core.models.attention import AttentionKernel, choose_attention
 from dsft.core.models.device import Device, Precision, hide_gpus, resolve_device, resolve_precision
 from dsft.core.models.load import check_trainable
 from dsft.core.models.source import ModelSource, find_model, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
 from dsft.core.paths import cache_dir
-from dsft.train.arguments import OptimizerChoice, choose_optimizer, count_steps
-from dsft.train.batches import SequenceDataset
 from dsft.train.events import EventSink, Notice, Phase, PrepareProgress
+
+if TYPE_CHECKING:
+    from dsft.train.arguments import OptimizerChoice
+    from dsft.train.batches import SequenceDataset
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,12 @@ class RunSetup:
     device: Device
     precision: Precision
     attention: AttentionKernel
-    optimizer: OptimizerChoice
+    optimizer: "OptimizerChoice"
     source: ModelSource
     tokenizer: LoadedTokenizer
     model_fingerprint: str
     data: PreparedData
-    sequences: SequenceDataset
+    sequences: "SequenceDataset"
     num_steps: int
     notices: tuple[str, ...]
 
@@ -59,6 +63,8 @@ class RunSetup:
 def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     """Decide device, kernels and optimizer, find the model, check its tokenizer and tokenize the data.
 
+    What is told from names and settings alone comes first: loading PyTorch takes seconds.
+
     Raises:
         DsftError: Whatever is wrong, before anything is loaded or written.
     """
@@ -70,22 +76,30 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
             notices.append(text)
             sink(Notice(text))
 
+    sink(Phase("find model and data"))
+    source = find_model(config.model_name, config.model_revision)
+    check_trainable(source, config.max_length)
+    rows = open_source(config.dataset, split=config.dataset_split, revision=config.dataset_revision)
+
+    sink(Phase("load PyTorch"))
+    from dsft.train.arguments import choose_optimizer, count_steps
+    from dsft.train.batches import SequenceDataset
+
     device = resolve_device(config.device)
     if device.kind == "cpu":
         hide_gpus()
     precision = resolve_precision(config.precision, device)
-    attention = choose_attention(config.use_flash_attention, device, precision)
+    demand = resolved.origins["use_flash_attention"] if config.use_flash_attention else None
+    attention = choose_attention(demand, device, precision)
     tell(attention.notice)
     optimizer = choose_optimizer(config, device)
     tell(optimizer.notice)
-    sink(Phase("find the model"))
-    source = find_model(config.model_name, config.model_revision)
-    check_trainable(source, config.max_length)
     sink(Phase("check the tokenizer"))
     tokenizer = load_tokenizer(source)
     sink(Phase("read the data"))
     data = prepare_data(
         config,
+        rows,
         tokenizer.tokenizer,
         tokenizer_fingerprint=tokenizer.fingerprint,
         cache=cache_dir(),

@@ -52,6 +52,7 @@ class PreparedData:
 
 def prepare_data(
     config: TrainConfig,
+    source: Source,
     tokenizer: "PreTrainedTokenizerFast",
     *,
     tokenizer_fingerprint: str,
@@ -62,6 +63,7 @@ def prepare_data(
 
     Args:
         config: The run's settings.
+        source: The data set they name.
         tokenizer: The model's tokenizer, checked.
         tokenizer_fingerprint: Hash of everything that decides its ids.
         cache: dsft's cache folder.
@@ -73,7 +75,6 @@ def prepare_data(
         TokenizerError: The tokenizer makes control tokens of ordinary text.
     """
     preparation = _Preparation(config, tokenizer, tokenizer_fingerprint, cache, on_rows)
-    source = open_source(config.dataset, split=config.dataset_split, revision=config.dataset_revision)
     prepared = preparation.prepare(source, template=None, max_samples=config.max_samples)
     store, report = prepared.store, prepared.report
     train: TokenizedDataset = store

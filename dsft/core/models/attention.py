@@ -38,17 +38,12 @@ class AttentionKernel:
     description: str
     notice: str | None = None
 
-    @property
-    def is_flash(self) -> bool:
-        """Whether memory grows with the length instead of its square by a flash kernel over the whole stream."""
-        return self.name != PER_SAMPLE
 
-
-def choose_attention(use_flash_attention: bool, device: Device, precision: Precision) -> AttentionKernel:
+def choose_attention(demanded_by: str | None, device: Device, precision: Precision) -> AttentionKernel:
     """Choose the attention kernel before the model loads.
 
     Args:
-        use_flash_attention: Whether a flash kernel is demanded.
+        demanded_by: What demands a flash kernel ("--use-flash-attention", "preset quality"); None if nothing does.
         device: Where the model computes.
         precision: Its compute type; flash kernels take 16-bit types only.
 
@@ -57,13 +52,13 @@ def choose_attention(use_flash_attention: bool, device: Device, precision: Preci
     """
     obstacle = _flash_obstacle(device, precision)
     if obstacle is not None:
-        if use_flash_attention:
+        if demanded_by is not None:
             raise ConfigError(
-                f"--use-flash-attention was given, but {obstacle}.",
-                "Leave the flag out: the built-in attention gives the same result.",
+                f"use_flash_attention: a flash kernel is demanded ({demanded_by}), but {obstacle}.",
+                "Take --no-use-flash-attention: the built-in attention gives the same result.",
             )
         return AttentionKernel(PER_SAMPLE, "PyTorch scaled_dot_product_attention, sample by sample")
-    if not use_flash_attention:
+    if demanded_by is None:
         return AttentionKernel(VARLEN, "PyTorch variable-length flash kernel")
     problem = _flash_attn_problem()
     if problem is None:

@@ -108,19 +108,34 @@ def test_a_resumed_run_keeps_its_id_and_an_overwritten_one_does_not(folders: Run
 
 
 def test_two_runs_never_write_into_one_folder(folders: RunFolders):
-    with locked(folders.output_dir), pytest.raises(OutputFolderError, match="Another run"), locked(folders.output_dir):
+    with locked(folders), pytest.raises(OutputFolderError, match="Another run"), locked(folders):
         pass
-    with locked(folders.output_dir):
+    with locked(folders):
         pass
 
 
 def test_a_folder_made_for_nothing_is_removed_again(tmp_path: Path):
-    with locked(tmp_path / "a" / "b"):
-        assert (tmp_path / "a" / "b").is_dir()
+    folders = RunFolders(tmp_path / "a" / "b", tmp_path / "c")
+    with locked(folders):
+        assert folders.output_dir.is_dir() and folders.save_dir.is_dir()
     assert not list(tmp_path.iterdir())
-    with locked(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b" / "file").touch()
-    assert (tmp_path / "a" / "b" / "file").exists()
+    with locked(folders):
+        (folders.output_dir / "file").touch()
+    assert (folders.output_dir / "file").exists()
+    assert not folders.save_dir.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    with pytest.raises(OutputFolderError, match="/proc/x can't be made"), locked(RunFolders(tmp_path, Path("/proc/x"))):
+        pass
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_user_s_own_readme_is_not_replaced(folders: RunFolders, overwrite: bool):
+    folders.save_dir.mkdir()
+    (folders.save_dir / "README.md").write_text("# my project")
+    with pytest.raises(OutputFolderError, match=r"no model but a README\.md"):
+        check(folders, overwrite=overwrite)
 
 
 def test_a_link_to_nowhere_is_refused(folders: RunFolders, tmp_path: Path):

@@ -19,6 +19,7 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.data.build import SampleBuilder
 from dsft.core.data.prepare import PreparedData, prepare_data
 from dsft.core.data.samples import TokenizedDataset
+from dsft.core.data.sources import open_source
 from dsft.core.errors import DataError, UnreachableHubError
 from tests.unit.core.data.small_tokenizer import EOS
 
@@ -36,7 +37,9 @@ def prepare(small: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.
         *, fingerprint: str = "small", on_rows: Callable[[int], None] = lambda num_rows: None, **settings: Any
     ) -> PreparedData:
         config = TrainConfig(**{"dataset": "f.jsonl", "max_length": 400, "validation_split": 0.25} | settings)
-        return prepare_data(config, small, tokenizer_fingerprint=fingerprint, cache=tmp_path / "cache", on_rows=on_rows)
+        source = open_source(config.dataset, split=config.dataset_split, revision=config.dataset_revision)
+        cache = tmp_path / "cache"
+        return prepare_data(config, source, small, tokenizer_fingerprint=fingerprint, cache=cache, on_rows=on_rows)
 
     return prepare_with
 
@@ -506,12 +509,15 @@ import resource, sys
 from pathlib import Path
 from dsft.core.config.schema import TrainConfig
 from dsft.core.data.prepare import prepare_data
+from dsft.core.data.sources import open_source
 from dsft.core.models.source import find_model
 from dsft.core.models.tokenizer import load_tokenizer
 tokenizer = load_tokenizer(find_model("builtin:tiny/model"))
 config = TrainConfig(dataset=sys.argv[1], max_length=2048, template="instruction")
+source = open_source(config.dataset, split="train", revision=None)
+cache = Path(sys.argv[2])
 data = prepare_data(
-    config, tokenizer.tokenizer, tokenizer_fingerprint="", cache=Path(sys.argv[2]), on_rows=lambda num_rows: None
+    config, source, tokenizer.tokenizer, tokenizer_fingerprint="", cache=cache, on_rows=lambda num_rows: None
 )
 print(data.report.num_used_rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -103,6 +103,21 @@ def test_a_folder_with_the_name_of_a_hub_data_set_goes_first(write: Write):
     assert places(open_plain("owner/name")) == ["owner/name/f.jsonl:1"]
 
 
+@pytest.mark.parametrize("name", ["f.jsonl", "d", "owner/name", "builtin:tiny/tasks-train.jsonl"])
+def test_what_is_local_has_no_revision(write: Write, name: str):
+    write({"f.jsonl": ROW, "d/f.jsonl": ROW, "owner/name/f.jsonl": ROW})
+    with pytest.raises(DataError) as caught:
+        open_source(name, split="train", revision="v2")
+    assert caught.value.found == f"{name} is a local file or folder, so it has no revision v2."
+    assert "--dataset-revision" in caught.value.fix
+
+
+def test_a_missing_file_is_missing_whatever_the_revision(write: Write):
+    write({})
+    with pytest.raises(DataError, match=r"^There is no data file f\.jsonl"):
+        open_source("f.jsonl", split="train", revision="v2")
+
+
 @pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.csv", "f.parquet"])
 def test_an_empty_file_is_named(write: Write, name: str):
     write({name: ""})
@@ -163,7 +178,37 @@ def test_a_word_inside_another_tells_no_split(write: Write):
     assert places(open_plain("d")) == ["d/contest.jsonl:1", "d/trainer.jsonl:1"]
 
 
+@pytest.mark.parametrize(
+    ("files", "data", "others"),
+    [
+        (["a.jsonl", "notes.txt"], "a.jsonl", "notes.txt"),
+        (["a.parquet", "b.csv", "README.md", "NOTES", "paper.pdf"], "a.parquet and 1 more", "NOTES and 1 more"),
+        (["train/0.jsonl", "test/0.jsonl", "notes.md"], "test/0.jsonl and 1 more", "notes.md"),
+        (["alpaca.json", "old.json.gz"], "alpaca.json", "old.json.gz"),
+    ],
+)
+def test_a_document_does_not_make_data_files_source_text(write: Write, files: list[str], data: str, others: str):
+    write({f"d/{name}": ROW for name in files})
+    error = error_of("d")
+    assert error.found == (
+        f"The folder d holds data files ({data}) and other files ({others}), so it can't be told whether it is a data "
+        "set or source text."
+    )
+    assert "the data file itself" in error.fix
+
+
 # Folders of source files
+
+
+@pytest.mark.parametrize("data", ["package.json", "data.jsonl", "data/table.csv", "a.parquet"])
+def test_data_files_among_source_files_leave_a_source_tree_what_it_is(write: Write, data: str):
+    write({f"src/{data}": ROW, "src/README.md": "# s", "src/notes.txt": "n", "src/lib/index.js": "f()"})
+    assert open_plain("src").kind == SOURCE_FILES
+
+
+def test_documents_alone_are_text_to_learn(write: Write):
+    write({"d/a.md": "a", "d/b.txt": "b"})
+    assert places(open_plain("d")) == ["d/a.md", "d/b.txt"]
 
 
 def test_each_source_file_is_a_row(write: Write):

@@ -30,10 +30,10 @@ def test_per_sample_attention_is_masked_attention(num_kv_heads: int):
 
 
 def test_without_the_flag_the_built_in_kernel_serves_silently():
-    assert choose_attention(False, CPU, "fp32").name == PER_SAMPLE
-    assert choose_attention(False, TURING, "fp16").name == PER_SAMPLE
-    assert choose_attention(False, AMPERE, "fp32").name == PER_SAMPLE
-    kernel = choose_attention(False, AMPERE, "bf16")
+    assert choose_attention(None, CPU, "fp32").name == PER_SAMPLE
+    assert choose_attention(None, TURING, "fp16").name == PER_SAMPLE
+    assert choose_attention(None, AMPERE, "fp32").name == PER_SAMPLE
+    kernel = choose_attention(None, AMPERE, "bf16")
     assert (kernel.name, kernel.notice) == (VARLEN, None)
 
 
@@ -43,12 +43,12 @@ def test_without_the_flag_the_built_in_kernel_serves_silently():
 )
 def test_a_demanded_flash_kernel_that_cannot_be_is_an_error(device: Device, precision, reason: str):
     with pytest.raises(ConfigError, match=reason):
-        choose_attention(True, device, precision)
+        choose_attention("--use-flash-attention", device, precision)
 
 
 def test_a_missing_flash_attn_package_is_said_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
-    kernel = choose_attention(True, AMPERE, "bf16")
+    kernel = choose_attention("--use-flash-attention", AMPERE, "bf16")
     assert kernel.name == VARLEN
     assert "flash-attn" in kernel.notice and "not installed" in kernel.notice
 
@@ -59,7 +59,7 @@ def test_a_broken_flash_attn_package_is_named_as_such(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(attention.importlib, "import_module", fail)
-    kernel = choose_attention(True, AMPERE, "bf16")
+    kernel = choose_attention("--use-flash-attention", AMPERE, "bf16")
     assert kernel.name == VARLEN
     assert "broken (undefined symbol" in kernel.notice
 
@@ -67,7 +67,7 @@ def test_a_broken_flash_attn_package_is_named_as_such(monkeypatch: pytest.Monkey
 def test_a_working_flash_attn_package_is_used(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(attention.importlib, "import_module", lambda name: object())
-    kernel = choose_attention(True, AMPERE, "bf16")
+    kernel = choose_attention("--use-flash-attention", AMPERE, "bf16")
     assert (kernel.name, kernel.notice) == ("flash_attention_2", None)
 
 
