@@ -51,11 +51,17 @@ def open_source(name: str, *, split: str | Sequence[str], revision: str | None) 
         revision: Hub branch, tag or commit.
 
     Raises:
-        DataError: There is no such file, or nothing in it can be data.
+        DataError: There is no such file, nothing in it can be data, or a revision is given for a local one.
         UnreachableHubError: The hub did not answer and its cache does not hold the data set.
     """
     splits = [split] if isinstance(split, str) else list(split)
     path = resolve_builtin(name) or Path(os.path.expanduser(name))  # noqa: PTH111 - Path's raises for unknown users
+    if revision is not None and path.exists():
+        raise DataError(
+            f"{name} is a local file or folder, so it has no revision {revision}.",
+            "Leave out --dataset-revision, which only hub data sets have; "
+            "a folder that has the name of one is given as ./owner/name.",
+        )
     if path.is_dir():
         return _open_folder(path, name, splits)
     if path.exists():
@@ -157,10 +163,24 @@ _SPLIT_WORD = re.compile(r"(?:^|[-_.])(train|training|test|eval|valid|validation
 _SAME_SPLIT = {"training": "train", "eval": "validation", "valid": "validation", "dev": "validation"}
 _BESIDE_DATA = re.compile(r"(readme|license|licence|notice|citation|dataset_infos?)(\..*)?", re.IGNORECASE)
 
+_DOCUMENTS = frozenset(
+    {"", ".txt", ".md", ".rst", ".log", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".png", ".jpg", ".jpeg", ".gif"}
+    | {".svg", ".bak", ".md5", ".sha256", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}
+)
+"""Suffixes of files that also lie beside data, so that they alone make no source tree."""
+
 
 def _open_folder(folder: Path, name: str, splits: Sequence[str]) -> Source:
     files = [path for path in _walk(folder) if not _BESIDE_DATA.fullmatch(path.name)]
-    if not files or any(path.suffix.lower() not in READERS for path in files):
+    others = [path for path in files if path.suffix.lower() not in READERS]
+    if not files or others:
+        data = [path for path in files if path.suffix.lower() in READERS]
+        if data and all(path.suffix.lower() in _DOCUMENTS for path in others):
+            raise DataError(
+                f"The folder {name} holds data files ({_name_first(data, folder)}) and other files "
+                f"({_name_first(others, folder)}), so it can't be told whether it is a data set or source text.",
+                "Give the data file itself, or a folder that holds only data files, or none.",
+            )
         return SourceFolder(name, folder)
     left_out: Counter[str] = Counter()
     files_by_split: dict[str, list[Path]] = {}
@@ -175,6 +195,11 @@ def _open_folder(folder: Path, name: str, splits: Sequence[str]) -> Source:
         files = files_by_split[wanted]
     named = [(f"{name.rstrip('/')}/{path.relative_to(folder).as_posix()}", path) for path in files]
     return FileSource(name, named, +left_out)
+
+
+def _name_first(paths: Sequence[Path], folder: Path) -> str:
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{paths[0].relative_to(folder).as_posix()}{more}"
 
 
 def _find_split(path: Path) -> str:
