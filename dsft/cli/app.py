@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -74,21 +75,30 @@ def main(args: Sequence[str] | None = None) -> int:
     # OpenMP's threads otherwise spin while they wait: with any other program on the same cores a training step on a
     # CPU was measured to take 40 times as long. It is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 is no reason to fail
     previous_handler = signal.signal(signal.SIGTERM, _raise_terminated)
     arguments = list(sys.argv[1:] if args is None else args)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    use_json = "--json" in options  # before the parser takes the arguments out of their list
     try:
         exit_code = _run(arguments)
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
     except BaseException as error:  # every way to end is mapped to an exit code here
-        options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-        return _end_with(error, use_json="--json" in options)
+        return _end_with(error, use_json=use_json)
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
     return exit_code
+
+
+def _open_closed_streams() -> None:
+    """Give what is written to a stream that the shell has closed (`>&-`) a place to vanish in."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open("w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  # stays
+            setattr(sys, name, stream)
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """The group: help, version, spellings, wrong commands and options, completion."""
 
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,11 @@ def test_wrong_usage_is_told_with_a_way_on(
     assert message in error
     assert hint_line.startswith("hint: ")
     assert hint in hint_line
+
+
+def test_json_before_the_command_makes_the_error_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "train"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "UsageError"
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,24 @@ def test_help_into_a_closed_pipe_ends_quietly(args: list[str]) -> None:
     assert (completed.returncode, completed.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize(("args", "code"), [(["--help"], 0), (["infer", "x"], 2), (["infer", "x", "--json"], 2)])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_stream_that_the_shell_has_closed_is_no_error(
+    tmp_path: Path, args: list[str], code: int, closed: str
+) -> None:
+    completed = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-m", "dsft", *args],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert completed.returncode == code
+    lines = completed.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ([] if code == 0 or "2>&-" in closed else ["error", "hint"])
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_a_failure() -> None:
     with Path("/dev/full").open("wb") as full:

@@ -222,3 +222,11 @@ def test_a_closed_pipe_ends_it_quietly(models: Path) -> None:
         process.stdout.close()
         error = process.stderr.read()
     assert (process.returncode, error) == (0, b"")
+
+
+@pytest.mark.parametrize("mode", ["--quiet", "--json"])
+def test_a_stdout_that_the_shell_has_closed_is_no_error(models: Path, mode: str) -> None:
+    options = ["infer", "x", "--model", str(models / "greeting"), "--device", "cpu", mode]
+    command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "dsft", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
