@@ -49,6 +49,8 @@ class HubSource:
 def open_hub_source(name: str, splits: Sequence[str], revision: str | None) -> HubSource:
     """Load a hub data set, from the local cache where the hub does not answer.
 
+    Only called for names of no local file or folder, which its messages say too.
+
     Args:
         name: Hub id.
         splits: The first of these that the data set has is read.
@@ -59,18 +61,35 @@ def open_hub_source(name: str, splits: Sequence[str], revision: str | None) -> H
         UnreachableHubError: The hub did not answer and the local cache does not hold the data set.
     """
     import datasets
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from datasets.packaged_modules.cache.cache import Cache
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         with _quiet_library():
-            found = datasets.load_dataset(name, revision=revision)
-    except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, GatedRepoError) as error:
+            builder = datasets.load_dataset_builder(name, revision=revision)
+            if revision is not None and isinstance(builder, Cache):
+                # Without the hub the library takes whatever commit it has.
+                builder = _find_cached(name, revision)
+            builder.download_and_prepare()
+            found = builder.as_dataset()
+    except (
+        datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, GatedRepoError, HFValidationError
+    ) as error:  # fmt: skip
+        if isinstance(error.__cause__, RevisionNotFoundError):
+            raise _no_revision(name, revision) from error
         raise DataError(
-            f"The hub has no data set {name}, or it is private or needs approval.",
-            "Check --dataset, or run hf auth login; a local file is given with its suffix.",
+            f"There is no local file or folder {name}, and the hub has no such data set, or it is private or needs "
+            "approval.",
+            "Check --dataset, or run hf auth login.",
         ) from error
     except RevisionNotFoundError as error:
-        raise DataError(f"The hub's {name} has no revision {revision}.", "Check --dataset-revision.") from error
+        raise _no_revision(name, revision) from error
     except (ConnectionError, HfHubHTTPError, FileNotFoundError) as error:
         raise _unreachable(name) from error
     except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetsError) as error:
@@ -83,11 +102,7 @@ def open_hub_source(name: str, splits: Sequence[str], revision: str | None) -> H
     if split is None:
         raise DataError(f"The hub's {name} has no split {splits[0]}, but {', '.join(found)}.", "Set --dataset-split.")
     table = found[split]
-    commit = _commit_of(table)
-    if revision is not None and len(revision) == COMMIT_LENGTH and commit is not None and commit != revision:
-        # Without the hub the library takes whatever revision it has.
-        raise _unreachable(f"{name} at revision {revision}")
-    return HubSource(name, table, commit)
+    return HubSource(name, table, _commit_of(table))
 
 
 @contextmanager
@@ -106,8 +121,37 @@ def _quiet_library() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def _find_cached(name: str, revision: str) -> Any:
+    """Return the library's builder of a commit's tables in its cache.
+
+    Raises:
+        UnreachableHubError: They are not there, or the revision is not the full id of a commit.
+        ValueError: They are there in several configurations.
+    """
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+    from datasets.packaged_modules.cache.cache import Cache
+
+    if len(revision) != COMMIT_LENGTH:
+        raise UnreachableHubError(
+            f"The hub can't be reached, so it can't be told which commit of {name} the revision {revision} is.",
+            "Connect to the network, or set --dataset-revision to the full id of a commit.",
+        )
+    owner, _, short = name.rpartition("/")
+    root = Path(datasets.config.HF_DATASETS_CACHE, f"{owner}___{camelcase_to_snakecase(short)}")
+    # The library keeps the tables of each configuration, version and commit in a folder of their own.
+    folders = sorted(root.glob(f"*/*/{revision}"))
+    if not folders:
+        raise _unreachable(name, f" at revision {revision}")
+    configurations = [folder.parts[-3] for folder in folders]
+    if len(folders) > 1:
+        raise ValueError(f"it has the configurations {', '.join(configurations)}")
+    return Cache(
+        dataset_name=short, repo_id=name, config_name=configurations[0], version=folders[0].parent.name, hash=revision
+    )
+
+
 def _commit_of(table: Any) -> str | None:
-    # The library keeps the tables of each commit in a folder named after it.
     for file in table.cache_files:
         folder = Path(file["filename"]).parent.name
         if len(folder) == COMMIT_LENGTH:
@@ -115,8 +159,13 @@ def _commit_of(table: Any) -> str | None:
     return None
 
 
-def _unreachable(what: str) -> UnreachableHubError:
+def _no_revision(name: str, revision: str | None) -> DataError:
+    return DataError(f"The hub's {name} has no revision {revision}.", "Check --dataset-revision.")
+
+
+def _unreachable(name: str, revision: str = "") -> UnreachableHubError:
     return UnreachableHubError(
-        f"The hub can't be reached and the data set {what} is not in its local cache.",
+        f"The hub can't be reached and the data set {name}{revision} is not in its local cache; there is no local file "
+        f"or folder {name} either.",
         "Connect to the network, give a local file with --dataset FILE, or try --preset tiny, which needs no hub.",
     )

@@ -1,6 +1,7 @@
 """Hub data sets, read from a cache laid out as the datasets library lays it out; the hub itself is never asked."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,13 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from dsft.core.data import hub_source
 from dsft.core.data.hub_source import HubSource, open_hub_source
@@ -29,8 +36,8 @@ def lay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LayOut:
     """Put a data set's tables of a commit into the cache: `lay_out(COMMIT, train=table)`."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
 
-    def lay_out_tables(commit: str, **tables: pa.Table) -> None:
-        folder = tmp_path / NAME.replace("/", "___") / "default" / "0.0.0" / commit
+    def lay_out_tables(commit: str, config: str = "default", **tables: pa.Table) -> None:
+        folder = tmp_path / NAME.replace("/", "___") / config / "0.0.0" / commit
         folder.mkdir(parents=True)
         splits = {}
         for split, table in tables.items():
@@ -41,7 +48,7 @@ def lay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LayOut:
         info = {
             "builder_name": "parquet",
             "dataset_name": "name",
-            "config_name": "default",
+            "config_name": config,
             "version": {"version_str": "0.0.0", "major": 0, "minor": 0, "patch": 0},
             "splits": splits,
         }
@@ -111,6 +118,47 @@ def test_another_revision_than_the_one_asked_for_is_never_taken(lay_out: LayOut)
         open_train(OTHER_COMMIT)
 
 
+@pytest.mark.parametrize("newest", [COMMIT, OTHER_COMMIT])
+def test_of_several_cached_commits_the_one_asked_for_is_taken(lay_out: LayOut, tmp_path: Path, newest: str):
+    lay_out(COMMIT, train=table_of(1))
+    lay_out(OTHER_COMMIT, train=table_of(2))
+    os.utime(tmp_path / "owner___name" / "default" / "0.0.0" / newest, (4e9, 4e9))
+    for commit, num_rows in ((COMMIT, 1), (OTHER_COMMIT, 2)):
+        source = open_train(commit)
+        assert (source.commit, len(list(source.rows()))) == (commit, num_rows)
+    assert open_train().commit == newest, "none was asked for"
+
+
+def test_a_name_in_camel_case_is_found_in_the_cache(lay_out: LayOut, tmp_path: Path):
+    lay_out(COMMIT, train=table_of(1))
+    (tmp_path / "owner___name").rename(tmp_path / "owner___my_name-20k")
+    for file in (tmp_path / "owner___my_name-20k").rglob("name-train.arrow"):
+        file.rename(file.with_name("my_name-20k-train.arrow"))
+    assert open_hub_source("owner/MyName-20k", ["train"], COMMIT).commit == COMMIT
+
+
+def test_a_commit_with_several_configurations_is_not_guessed_at(lay_out: LayOut):
+    lay_out(COMMIT, train=table_of(1))
+    lay_out(COMMIT, config="other", train=table_of(1))
+    for revision in (COMMIT, None):
+        with pytest.raises(DataError, match=r"can't be loaded: .*configurations"):
+            open_train(revision)
+
+
+@pytest.mark.parametrize("revision", ["main", "v2", COMMIT[:7]])
+def test_without_the_hub_a_branch_or_tag_is_no_commit(lay_out: LayOut, revision: str):
+    lay_out(COMMIT, train=table_of(1))
+    with pytest.raises(UnreachableHubError) as caught:
+        open_train(revision)
+    assert f"which commit of {NAME} the revision {revision} is" in caught.value.found
+    assert "full id of a commit" in caught.value.fix
+
+
+def test_a_missing_local_file_with_one_slash_is_named_as_such(lay_out: LayOut):
+    with pytest.raises(UnreachableHubError, match=r"there is no local file or folder data/train.txt either"):
+        open_source("data/train.txt", split="train", revision=None)
+
+
 def test_out_of_reach_the_error_names_the_ways_on(lay_out: LayOut):
     with pytest.raises(UnreachableHubError) as caught:
         open_train()
@@ -126,8 +174,9 @@ RESPONSE: Any = SimpleNamespace(status_code=404, headers={}, request=None)
 @pytest.mark.parametrize(
     ("error", "kind", "found", "fix"),
     [
-        (datasets.exceptions.DatasetNotFoundError("x"), DataError, "has no data set owner/name", "--dataset"),
-        (RepositoryNotFoundError("x", response=RESPONSE), DataError, "has no data set owner/name", "hf auth login"),
+        (datasets.exceptions.DatasetNotFoundError("x"), DataError, "no local file or folder owner/name", "--dataset"),
+        (RepositoryNotFoundError("x", response=RESPONSE), DataError, "hub has no such data set", "hf auth login"),
+        (HFValidationError("x"), DataError, "no local file or folder owner/name", "--dataset"),
         (GatedRepoError("x", response=RESPONSE), DataError, "needs approval", "hf auth login"),
         (RevisionNotFoundError("x", response=RESPONSE), DataError, "has no revision v2", "--dataset-revision"),
         (ConnectionError("x"), UnreachableHubError, "can't be reached", "--preset tiny"),
@@ -144,12 +193,21 @@ def test_what_the_library_raises_is_said_in_words(
     def fail(*args: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
     with pytest.raises(kind) as caught:
         open_train("v2")
     assert type(caught.value) is kind
     assert found in caught.value.found and "\n" not in caught.value.found
     assert fix in caught.value.fix
+
+
+def test_a_revision_that_the_library_calls_a_missing_data_set_is_named(monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: object, **options: object) -> None:
+        raise datasets.exceptions.DatasetNotFoundError("x") from RevisionNotFoundError("x", response=RESPONSE)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    with pytest.raises(DataError, match=f"^The hub's {NAME} has no revision v2"):
+        open_train("v2")
 
 
 @pytest.mark.parametrize("is_reachable", [True, False])
@@ -161,7 +219,7 @@ def test_a_hub_that_does_not_answer_is_not_tried_again_and_again(monkeypatch: py
         seen.append((datasets.config.HF_HUB_OFFLINE, datasets.are_progress_bars_disabled()))
         raise ConnectionError
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub_source, "is_hub_reachable", lambda: is_reachable)
     had_no_bars = datasets.are_progress_bars_disabled()
