@@ -153,12 +153,12 @@ def _raise_terminated(*_: object) -> NoReturn:
 def _end_with(error: BaseException, *, use_json: bool) -> int:
     from dsft.cli.errors import report
     from dsft.cli.noise import is_debugging
-    from dsft.cli.output import Output, discard_output, is_pipe_closed
+    from dsft.cli.output import READER_GONE_ERRORS, Output, discard_output, is_reader_gone
 
-    if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+    if isinstance(error, SystemExit) and not isinstance(error.__context__, READER_GONE_ERRORS):
         return int(error.code or 0) if error.code is None or isinstance(error.code, int) else ExitCode.FAILURE
     # Some libraries turn a closed pipe into SystemExit; a broken pipe to a process of our own is no such thing.
-    if isinstance(error, SystemExit) or (isinstance(error, BrokenPipeError) and is_pipe_closed()):
+    if isinstance(error, SystemExit) or (isinstance(error, READER_GONE_ERRORS) and is_reader_gone()):
         discard_output()
         return ExitCode.DONE
     if is_debugging():

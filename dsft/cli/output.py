@@ -20,6 +20,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from dsft.cli.errors import Report
 
+READER_GONE_ERRORS = (BrokenPipeError, ConnectionResetError)
+"""What writing raises when nobody reads any more: of a pipe the first, of a socket either."""
+
 _PIPED_WIDTH = 100
 """Columns of a table that is written into a file or pipe."""
 
@@ -92,7 +95,7 @@ def to_json(value: object) -> str:
     return json.dumps(_plain(value), allow_nan=False)
 
 
-def is_pipe_closed() -> bool:
+def is_reader_gone() -> bool:
     """Return whether nobody reads stdout or stderr any more."""
     return any(_is_reader_gone(stream) for stream in (sys.stdout, sys.stderr))
 
@@ -120,8 +123,8 @@ def _is_reader_gone(stream: Any) -> bool:
     except (AttributeError, OSError, ValueError):  # closed, None, or not a real file
         return False
     poller = select.poll()
-    poller.register(descriptor, 0)  # POLLERR is reported unasked
-    return any(event & select.POLLERR for _, event in poller.poll(0))
+    poller.register(descriptor, 0)  # both are reported unasked: POLLERR of a pipe, POLLHUP of a socket
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
 
 
 def _plain(value: object) -> object:

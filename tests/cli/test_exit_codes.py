@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,18 +169,33 @@ def test_a_run_goes_on_to_its_end_without_its_reader_and_ends_quietly(tmp_path: 
     assert rest == ""
 
 
+@pytest.fixture(params=["pipe", "local socket", "TCP socket", "reset TCP socket"])
+def unread(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A file descriptor whose reader is gone."""
+    if request.param == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        yield writer
+        os.close(writer)
+        return
+    here, there = socket.socketpair() if request.param == "local socket" else tcp_pair()
+    with here:
+        if request.param.startswith("reset"):
+            there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        there.close()
+        yield here.fileno()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = socket.create_connection(server.getsockname())
+        return here, server.accept()[0]
+
+
 @pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["--version"]])
-def test_help_into_a_closed_pipe_ends_quietly(args: list[str]) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    completed = subprocess.run(
-        [sys.executable, "-m", "dsft", *args],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        timeout=60,
-        check=False,
-    )
-    os.close(writer)
+def test_help_that_nobody_reads_ends_quietly(args: list[str], unread: int) -> None:
+    command = [sys.executable, "-m", "dsft", *args]
+    completed = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (completed.returncode, completed.stderr) == (0, b"")
 
 
