@@ -18,6 +18,13 @@ _HUB_WAYS_ON = (
     "or `--preset tiny`, which needs neither."
 )
 
+_CPU_ALLOCATOR = "DefaultCPUAllocator: "
+
+_MEMORY_WAYS_ON = (
+    "Close other programs that use the memory, or need less of it: to train, a smaller --max-length or --lora-r; "
+    "to infer, a shorter prompt or --load-in-4bit."
+)
+
 
 class Terminated(BaseException):
     """SIGTERM came while no run was there to save a checkpoint."""
@@ -99,12 +106,14 @@ def _report_hub(error: BaseException) -> Report | None:
 
 
 def _report_memory(error: BaseException) -> Report | None:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        first_line = str(error).strip().partition("\n")[0]
-        found = f"out of memory{': ' if first_line else ''}{first_line}"
-        fix = "Try a smaller --max-length or --lora-r, or close other programs that use the memory."
-        return Report("DoesNotFitError", found, fix, ExitCode.DOES_NOT_FIT)
-    return None
+    first_line = str(error).strip().partition("\n")[0]
+    # torch has a class of its own for a GPU's memory alone.
+    is_cpu_allocator = isinstance(error, RuntimeError) and _CPU_ALLOCATOR in first_line
+    if not (is_cpu_allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+        return None
+    details = first_line.rpartition(_CPU_ALLOCATOR)[2]
+    found = f"out of memory{': ' if details else ''}{details}"
+    return Report("DoesNotFitError", found, _MEMORY_WAYS_ON, ExitCode.DOES_NOT_FIT)
 
 
 def _report_file(error: BaseException) -> Report | None:
