@@ -6,6 +6,7 @@ What a row means is decided in `formats`; what a broken file is, here.
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def read_rows(path: Path, name: str) -> Iterator[FoundRow]:
         raise DataError(f"{name} is nested too deeply.", "Rows hold text, or lists of messages.") from error
 
 
+_ARRAY_HINT = "It looks like a JSON array: give the file the suffix .json."
+
+
 def _read_json_lines(path: Path, name: str) -> Iterator[FoundRow]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
@@ -55,9 +59,17 @@ def _read_json_lines(path: Path, name: str) -> Iterator[FoundRow]:
             except ValueError as error:
                 hint = "Correct that line; JSON Lines holds one object a line."
                 if number == 1 and line.lstrip().startswith("["):
-                    hint = "It looks like a JSON array: give the file the suffix .json."
+                    hint = _ARRAY_HINT
                 raise DataError(f"{name}:{number} is broken JSON: {_describe(error)}.", hint) from error
+            if number == 1 and isinstance(value, list) and _is_single_line(path):
+                raise DataError(f"{name} is an array on one line, not one object a line.", _ARRAY_HINT)
             yield f"{name}:{number}", _require_object(value)
+
+
+def _is_single_line(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig") as file:
+        file.readline()
+        return all(line.isspace() for line in file)
 
 
 def _read_json(path: Path, name: str) -> Iterator[FoundRow]:
@@ -187,9 +199,7 @@ def _read_csv(path: Path, name: str) -> Iterator[FoundRow]:
         line = 1
         try:
             header = next((fields for fields in reader if fields), [])
-            if len(set(header)) != len(header):
-                twice = next(column for column in header if header.count(column) > 1)
-                raise DataError(f"{name}:{reader.line_num} names the column {twice!r} twice.", "Rename one of them.")
+            _check_header(header, f"{name}:{reader.line_num}", delimiter)
             line = reader.line_num + 1
             for fields in reader:
                 if fields:
@@ -200,6 +210,23 @@ def _read_csv(path: Path, name: str) -> Iterator[FoundRow]:
                 f"{name}:{line} is broken CSV: {error}.",
                 "Put fields that hold quotes or line ends in double quotes, and double the quotes inside.",
             ) from error
+
+
+def _check_header(header: list[str], where: str, delimiter: str) -> None:
+    _refuse_twin_columns(header, where)
+    other = next((mark for mark in ",;\t|" if mark in header[0]), None) if len(header) == 1 else None
+    if other is not None:
+        raise DataError(
+            f"{where} names a single column, {header[0]!r}: its fields seem to be separated by {other!r}, not by "
+            f"{delimiter!r}.",
+            "Write it with commas; tabs are read from files that end in .tsv.",
+        )
+
+
+def _refuse_twin_columns(names: list[str], where: str) -> None:
+    twin = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twin is not None:
+        raise DataError(f"{where} names the column {twin!r} twice.", "Rename one of them.")
 
 
 def _match_fields(header: list[str], fields: list[str]) -> dict[str, Any] | str:
@@ -216,6 +243,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[FoundRow]:
     try:
         # A bounded read buffer instead of whole column chunks keeps memory flat for large row groups.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_CHARACTERS) as file:
+            _refuse_twin_columns(file.schema_arrow.names, name)
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for found in read_batch(batch):
                     number += 1

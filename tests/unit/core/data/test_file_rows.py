@@ -105,6 +105,20 @@ def test_an_array_called_jsonl_is_told_apart(tmp_path: Path):
     assert ".json" in caught.value.fix and "array" in caught.value.fix
 
 
+@pytest.mark.parametrize("content", [f"[{ROW}, {ROW}]", f"[{ROW}]\n \n", "[]"])
+def test_an_array_on_one_line_called_jsonl_is_told_apart(tmp_path: Path, content: str):
+    path = tmp_path / "f.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        list(read_rows(path, "f.jsonl"))
+    assert caught.value.found == "f.jsonl is an array on one line, not one object a line."
+    assert "JSON array" in caught.value.fix and ".json" in caught.value.fix
+
+
+def test_an_array_before_other_lines_is_only_a_bad_row(read: Read):
+    assert read("f.jsonl", f"[{ROW}]\n{ROW}\n") == [("f.jsonl:1", "is no JSON object"), ("f.jsonl:2", VALUES)]
+
+
 @pytest.mark.parametrize("name", ["f.jsonl", "f.json"])
 def test_endless_nesting_is_an_error_of_the_file(read: Read, name: str):
     assert error_of(read, name, "[" * 100_000) == f"{name} is nested too deeply."
@@ -240,6 +254,19 @@ def test_broken_csv_is_named_with_the_line_where_its_row_begins(read: Read, cont
     assert error_of(read, "f.csv", content) == found
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("f.csv", "q;a\n1,5;2\n", "f.csv:1 names a single column, 'q;a': its fields seem to be separated by ';'"),
+        ("f.csv", "\nq\ta\n1\t2\n", "f.csv:2 names a single column, 'q\\ta': its fields seem to be separated by '\\t'"),
+        ("f.tsv", "q,a\n1,2\n", "f.tsv:1 names a single column, 'q,a': its fields seem to be separated by ','"),
+    ],
+)
+def test_another_delimiter_is_named(read: Read, name: str, content: str, found: str):
+    expected = "'\\t'" if name == "f.tsv" else "','"
+    assert error_of(read, name, content) == f"{found}, not by {expected}."
+
+
 @pytest.mark.parametrize("content", ["a,b\n", "\n\n", "\ufeffa,b"])
 def test_a_header_alone_is_no_row(read: Read, content: str):
     assert read("f.csv", content) == []
@@ -278,6 +305,12 @@ def test_a_parquet_value_that_python_can_t_hold_costs_its_row_only(tmp_path: Pat
     rows = read_table(tmp_path, pa.table({"text": ["a", "b"], "day": days}))
     assert isinstance(rows[0][1], dict)
     assert rows[1] == ("f.parquet row 2", "has a value that can't be read in the column day")
+
+
+def test_a_parquet_column_of_another_s_name_is_refused(tmp_path: Path):
+    table = pa.table([["q"], ["a"], ["b"]], names=["instruction", "output", "output"])
+    with pytest.raises(DataError, match=r"^f\.parquet names the column 'output' twice\."):
+        read_table(tmp_path, table)
 
 
 def test_broken_parquet_is_named(tmp_path: Path, read: Read):
