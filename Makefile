@@ -10,12 +10,15 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# A driver shows itself in /proc; under WSL it is the host's, behind /dev/dxg, and brings nvidia-smi along.
+HAS_NVIDIA := $(shell [ -e /proc/driver/nvidia/version ] || { [ -e /dev/dxg ] && command -v nvidia-smi; } >/dev/null && echo yes)
+
 # Without an NVIDIA driver a plain torch would bring gigabytes of CUDA: take a CPU build that is at hand
 # (PIP_FIND_LINKS), else one of PyTorch's public CPU wheels.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "dsft needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	if ! [ -e /proc/driver/nvidia/version ] && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	if [ -z "$(HAS_NVIDIA)" ] && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
 	  $(BIN)/pip install -q --no-index --no-deps $(TORCH) 2>/dev/null \
 	  || $(BIN)/pip install -q --no-deps --index-url $(CPU_WHEELS) $(TORCH); fi
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'

@@ -34,9 +34,9 @@ def describe(task: dict[str, str], base: InferResult, tuned: InferResult) -> str
             *([block(task["input"])] if task.get("input") else []),
             "Expected:\n",
             block(task["output"]),
-            f"Tuned ({verdict}; {tuned.new_tokens} tokens, ended by: {tuned.stop_reason}):\n",
+            f"Tuned ({verdict}; {tuned.num_new_tokens} tokens, ended by: {tuned.stop_reason}):\n",
             block(tuned.text),
-            f"Base ({base.new_tokens} tokens, ended by: {base.stop_reason}; its first line):\n",
+            f"Base ({base.num_new_tokens} tokens, ended by: {base.stop_reason}; its first line):\n",
             block(base.text.strip().partition("\n")[0]),
         ]
     )

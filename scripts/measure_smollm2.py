@@ -75,7 +75,7 @@ def main() -> None:
     for prompt, base, tuned in answers:
         lines += [f"## {prompt}\n"]
         for name, told in (("Base", base), ("With the adapter", tuned)):
-            lines += [f"{name} ({told['new_tokens']} tokens, ended by {told['stop_reason']}):\n", "```"]
+            lines += [f"{name} ({told['num_new_tokens']} tokens, ended by {told['stop_reason']}):\n", "```"]
             lines += [str(told["text"]).strip(), "```\n"]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines), encoding="utf-8")

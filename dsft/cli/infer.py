@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsft.cli.errors import Terminated
+from dsft.cli.errors import Terminated, report
 from dsft.cli.options import RUN_PANEL, JsonOption, QuietOption
 from dsft.cli.output import Output
-from dsft.core.config.schema import TemplateName
-from dsft.core.errors import ExitCode, InputError
+from dsft.core.config.schema import TemplateChoice
+from dsft.core.errors import InputError
 from dsft.core.models.device import DeviceChoice
 from dsft.infer.config import DEFAULT_MAX_NEW_TOKENS, InferConfig
 from dsft.infer.dtype import DtypeChoice
@@ -49,7 +49,7 @@ def infer(
         ),
     ] = None,
     template: Annotated[
-        TemplateName,
+        TemplateChoice,
         typer.Option(
             help="Prompt template; auto is the one the adapter was trained with, else chat where the tokenizer has a "
             "chat template, else instruction.",
@@ -147,12 +147,11 @@ def infer(
     writer = _AnswerWriter(output)
     try:
         _answer(config, output, writer)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as ended:
         writer.break_off()
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
-    except Terminated:
-        writer.break_off()
-        raise typer.Exit(ExitCode.TERMINATED) from None
+        told = report(ended)
+        output.emit({"error": told})  # people have seen how far it came
+        raise typer.Exit(told.exit_code) from None
 
 
 def _answer(config: InferConfig, output: Output, writer: "_AnswerWriter") -> None:
@@ -167,7 +166,7 @@ def _answer(config: InferConfig, output: Output, writer: "_AnswerWriter") -> Non
 def describe_statistics(result: "InferResult") -> str:
     """Return an answer's figures in one line."""
     parts = [
-        f"{result.new_tokens} tokens, {_STOP_WORDS[result.stop_reason]}",
+        f"{result.num_new_tokens} tokens, {_STOP_WORDS[result.stop_reason]}",
         f"first token after {result.time_to_first_token_s:.2f} s",
     ]
     if result.tok_per_s is not None:

@@ -36,10 +36,6 @@ class GpuMemoryReader:
         memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
         return GpuMemory(int(memory.used), int(memory.total))
 
-    def driver_version(self) -> str:
-        """Return the driver's version, e.g. "580.159.04"."""
-        return str(self._nvml.nvmlSystemGetDriverVersion())
-
 
 def open_gpu_memory(uuid: str) -> GpuMemoryReader | None:
     """Return a reader for the device, or None where NVML does not answer for it (no driver, some containers)."""

@@ -9,11 +9,6 @@ def cache_dir() -> Path:
     return _xdg("XDG_CACHE_HOME", ".cache")
 
 
-def state_dir() -> Path:
-    """Return dsft's state folder, `$XDG_STATE_HOME/dsft`."""
-    return _xdg("XDG_STATE_HOME", ".local/state")
-
-
 def presets_dir() -> Path:
     """Return the folder of presets: inside the installed package, else beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent

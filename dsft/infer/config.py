@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dsft.core.config.schema import TemplateName
+from dsft.core.config.schema import TemplateChoice
 from dsft.core.errors import ConfigError, InputError
 from dsft.core.models.device import DeviceChoice
 from dsft.infer.dtype import DtypeChoice
@@ -44,7 +44,7 @@ class InferConfig:
     prompt: str
     model: str | None = None
     base: str | None = None
-    template: TemplateName = "auto"
+    template: TemplateChoice = "auto"
     is_raw: bool = False
     system: str | None = None
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS

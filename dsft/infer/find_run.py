@@ -89,6 +89,14 @@ def choose_model(model: str | None, base: str | None, parent: Path) -> ModelChoi
                 f"--base was given, but {name} is no adapter folder (it has no {ADAPTER_FILE}).",
                 "Leave --base out, or name the adapter's folder with --model.",
             )
+        if (folder / RECORD_FILE).is_file():
+            adapters = sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_FILE}"))
+            raise ModelError(
+                f"{name} is a run's folder of checkpoints and no model itself.",
+                f"Name one of them ({', '.join(adapters)}), e.g. --model {name.rstrip('/')}/{adapters[-1]}."
+                if adapters
+                else "It holds no checkpoint yet.",
+            )
         path = str(folder) if model is None else model
         return ModelChoice(name, None, (BaseName(path, None, "--model"),), template)
     bases = _recorded_bases(folder, record, recorded) if base is None else (BaseName(base, None, "--base"),)

@@ -70,7 +70,9 @@ def _load_base(source: ModelSource, placement: Placement) -> "PreTrainedModel":
             **options,
             **source.load_arguments,
         )
-    except (SafetensorError, OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
+    except (SafetensorError, OSError, ValueError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise
         raise ModelError(
             f"The weights of {source.name} can't be loaded: {_first_line(error)}",
             "The folder needs complete weights beside config.json; copy or download the model again.",

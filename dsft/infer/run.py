@@ -31,8 +31,8 @@ class InferResult:
 
     Attributes:
         text: The answer, without end token and stop string.
-        prompt_tokens: Tokens of the prompt with its template.
-        new_tokens: Tokens generated, the end token included.
+        num_prompt_tokens: Tokens of the prompt with its template.
+        num_new_tokens: Tokens generated, the end token included.
         stop_reason: Why the answer ended.
         time_to_first_token_s: From the start of the computation, model loaded, to the first token.
         tok_per_s: Tokens after the first one by the seconds they took; None where there are none.
@@ -45,8 +45,8 @@ class InferResult:
     """
 
     text: str
-    prompt_tokens: int
-    new_tokens: int
+    num_prompt_tokens: int
+    num_new_tokens: int
     stop_reason: StopReason
     time_to_first_token_s: float
     tok_per_s: float | None
@@ -102,8 +102,8 @@ def run_infer(config: InferConfig, on_text: Callable[[str], None], on_notice: No
         answer = _generate(config, model, tokenizer, prompt, num_room, sampling, on_text)
     return InferResult(
         text=answer.text,
-        prompt_tokens=len(prompt.token_ids),
-        new_tokens=answer.num_tokens,
+        num_prompt_tokens=len(prompt.token_ids),
+        num_new_tokens=answer.num_tokens,
         stop_reason=answer.stop_reason,
         time_to_first_token_s=answer.time_to_first_token_s,
         tok_per_s=answer.tok_per_s,

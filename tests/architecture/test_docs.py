@@ -8,6 +8,14 @@ from dsft.core.config.presets import list_presets
 from dsft.core.errors import ExitCode
 
 
+def test_every_link_to_a_file_of_the_project_leads_somewhere(repository: Path) -> None:
+    pages = [*repository.glob("*.md"), *(repository / "docs").rglob("*.md"), *(repository / "presets").rglob("*.md")]
+    assert len(pages) > 8
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name} links {link}"
+
+
 def test_the_table_of_exit_codes_is_the_enum(repository: Path) -> None:
     text = (repository / "docs" / "exit-codes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (\w+) \|", text, flags=re.MULTILINE)

@@ -81,28 +81,6 @@ def source_files(repository: Path) -> list[Path]:
     return files
 
 
-def test_imports_go_from_cli_to_verbs_to_core(repository: Path) -> None:
-    for path in source_files(repository):
-        height, verb = layer_of(".".join(path.relative_to(repository).with_suffix("").parts))
-        for name in imports_of(path):
-            if name.startswith("dsft."):
-                other_height, other_verb = layer_of(name)
-                assert other_height < height or other_verb == verb, f"{path} imports {name}"
-
-
-def test_only_the_cli_knows_the_terminal(repository: Path) -> None:
-    for path in source_files(repository):
-        roots = {name.partition(".")[0] for name in imports_of(path)}
-        if "cli" not in path.relative_to(repository / "dsft").parts[:1]:
-            assert not roots & {"typer", "rich", "click"}, path
-        assert "click" not in roots, f"{path}: typer brings its own"
-
-
-def test_the_configuration_needs_nothing_heavy(repository: Path) -> None:
-    for path in sorted((repository / "dsft" / "core" / "config").glob("*.py")):
-        assert not {name.partition(".")[0] for name in imports_of(path)} & HEAVY, path
-
-
 def test_help_is_there_at_once(repository: Path) -> None:
     command = [sys.executable, "-m", "dsft", "--help"]
 
@@ -110,11 +88,10 @@ def test_help_is_there_at_once(repository: Path) -> None:
         durations_s = []
         for _ in range(5):
             started_s = time.perf_counter()
-            subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+            subprocess.run(command, capture_output=True, timeout=60, check=True)
             durations_s.append(time.perf_counter() - started_s)
         return statistics.median(durations_s)
 
-    environment = os.environ | {"PYTHONPATH": str(repository)}
     median_s = measure_median_s()
     if median_s >= MAX_HELP_S:  # other work on the machine can disturb one round
         median_s = measure_median_s()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
@@ -15,6 +15,7 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from dsft.cli.app import main
+from dsft.cli.errors import Terminated
 from tests.conftest import RunDsft
 from tests.scripted_models import write_adapter, write_scripted_model
 
@@ -73,8 +74,8 @@ def test_json_is_one_object(models: Path, capsys: pytest.CaptureFixture[str]) ->
     assert told.pop("tok_per_s") > 0
     assert told == {
         "text": "abc ",
-        "prompt_tokens": len("### Instruction:\nx\n\n### Response:\n"),
-        "new_tokens": 6,
+        "num_prompt_tokens": len("### Instruction:\nx\n\n### Response:\n"),
+        "num_new_tokens": 6,
         "stop_reason": "stop_string",
         "model": path,
         "base": None,
@@ -107,7 +108,7 @@ def test_the_prompt_comes_from_stdin(
     written = json.loads(capsys.readouterr().out)
     give_stdin(monkeypatch, "Grüße\n".encode())
     assert main(["infer", *arguments, *options]) == 0
-    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == written["prompt_tokens"]
+    assert json.loads(capsys.readouterr().out)["num_prompt_tokens"] == written["num_prompt_tokens"]
 
 
 def test_a_raw_prompt_from_stdin_keeps_its_line_end(
@@ -211,6 +212,21 @@ def test_ctrl_c_ends_it_quietly(models: Path) -> None:
     words = terminal.before.replace("^C", "").split()
     assert set(words) <= {"abc", "def", "a", "ab", "d", "de"}
     assert terminal.before.endswith("\r\n")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_json_tells_of_an_answer_that_a_signal_broke_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], code: int
+) -> None:
+    def break_off(*_: object, on_text: Callable[[str], None], **__: object) -> None:
+        on_text("half an")
+        raise stop
+
+    monkeypatch.setattr("dsft.infer.run.run_infer", break_off)
+    assert main(["infer", "x", "--json"]) == code
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["exit_code"] == code
+    assert captured.err == ""
 
 
 def test_a_closed_pipe_ends_it_quietly(models: Path) -> None:

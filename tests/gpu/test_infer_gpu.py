@@ -49,4 +49,4 @@ def test_the_cpu_stays_the_cpu_where_it_is_asked_for(models: Path) -> None:
 
 def test_an_adapter_on_4bit_weights_answers(models: Path) -> None:
     config = InferConfig("x", model=str(models / "adapter"), use_4bit=True, max_new_tokens=12)
-    assert run_infer(config, ignore, ignore).new_tokens > 0
+    assert run_infer(config, ignore, ignore).num_new_tokens > 0

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-TemplateName = Literal["auto", "instruction", "deepseek", "chat", "fim", "text"]
+TemplateChoice = Literal["auto", "instruction", "deepseek", "chat", "fim", "text"]
 
 DEFAULT_DATASET = "sahil2801/CodeAlpaca-20k"
 """The hub data set the seed's epoch times imply (about 3.3 M tokens)."""
@@ -54,7 +54,7 @@ class TrainConfig(BaseModel):
     bad_rows: Literal["error", "skip"] = Field(default_factory=_default_bad_rows)
     """What happens to rows that can't be used (an empty response, a wrong type): error refuses the run and names their
     places, skip leaves them out and counts them; the default is error, and skip for the default data set."""
-    template: TemplateName = "auto"
+    template: TemplateChoice = "auto"
     """Prompt template: instruction, deepseek, chat, fim or text; auto picks by the data's layout."""
     loss_on: Literal["response", "all"] = "response"
     """Which tokens carry loss: the response only, or prompt and response."""

@@ -122,15 +122,30 @@ def load_quantized(
             device_map={"": torch.device(device.kind, 0) if device.kind == "cuda" else torch.device("cpu")},
             **source.load_arguments,
         )
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"The weights of {source.name} can't be loaded: {first_line}",
             "The folder needs complete safetensors files; copy or download the model again.",
         ) from error
+    _check_shapes(model, source)
     model.requires_grad_(False)
     keep_weights_trainable_through(model)
     return model
+
+
+def _check_shapes(model: "PreTrainedModel", source: ModelSource) -> None:
+    """Refuse weights of another shape than config.json says: quantized ones are loaded without a look at it."""
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            found, expected = tuple(module.weight.quant_state.shape), (module.out_features, module.in_features)
+            if found != expected:
+                raise ModelError(
+                    f"{name} of {source.name} has the shape {list(found)}, and its config.json says {list(expected)}.",
+                    "Weights and config.json are not of the same model; copy or download it again.",
+                )
 
 
 def keep_weights_trainable_through(model: "torch.nn.Module") -> None:

@@ -78,6 +78,14 @@ def test_a_checkpoint_and_a_merged_model_are_answered_as_their_run_says(tmp_path
     assert choose_model(str(merged), None, tmp_path).template == "deepseek"
 
 
+def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
+    make_run(tmp_path / "checkpoint-5", trained_at_s=None)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ModelError, match="folder of checkpoints") as caught:
+        choose_model(str(tmp_path), None, tmp_path)
+    assert "/checkpoint-5" in caught.value.fix
+
+
 def test_the_summary_names_base_and_template(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base")
     run = make_run(tmp_path / "trained_x", base="/gone", recorded_name=str(base))

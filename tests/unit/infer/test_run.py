@@ -82,7 +82,7 @@ def test_an_adapter_answers_in_its_template_with_transformers_tokens(
     expected = make_tokenizer().decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert result.text == expected
     assert "".join(transcript.pieces) == expected
-    assert (result.prompt_tokens, result.new_tokens) == (len(prompt), len(tokens))
+    assert (result.num_prompt_tokens, result.num_new_tokens) == (len(prompt), len(tokens))
     assert (result.template, result.dtype, result.device, result.seed) == ("instruction", "float32", "cpu", None)
     assert (result.model, result.base) == (str(folder), str(folder.parent / "random"))
     assert transcript.notices == []
@@ -115,7 +115,7 @@ def test_characters_of_several_tokens_come_whole_and_the_answer_ends_by_itself(
     assert transcript.pieces == list("Héy 你😀")
     assert result.text == "Héy 你😀"
     assert result.stop_reason == "end_token"
-    assert result.new_tokens == len("Héy 你😀".encode()) + 1
+    assert result.num_new_tokens == len("Héy 你😀".encode()) + 1
     assert result.base is None
     assert result.time_to_first_token_s > 0
     assert result.tok_per_s is not None and result.tok_per_s > 0
@@ -131,12 +131,12 @@ def test_a_stop_text_ends_the_answer_and_is_not_told(
     result = transcript.run(model=str(models / "endless"), stop=stop)
     assert (result.text, result.stop_reason) == (text, "stop_string")
     assert "".join(transcript.pieces) == text
-    assert result.new_tokens <= 12
+    assert result.num_new_tokens <= 12
 
 
 def test_the_limit_of_tokens_cuts_the_answer(models: Path, transcript: Transcript) -> None:
     result = transcript.run(model=str(models / "endless"), max_new_tokens=10)
-    assert (result.text, result.new_tokens, result.stop_reason) == ("abc def\nab", 10, "max_new_tokens")
+    assert (result.text, result.num_new_tokens, result.stop_reason) == ("abc def\nab", 10, "max_new_tokens")
     result = transcript.run(model=str(models / "greeting"), max_new_tokens=2)  # in the middle of é
     assert result.text == "H\ufffd"
 
@@ -153,7 +153,7 @@ def test_what_is_held_back_for_a_stop_text_comes_at_the_end(models: Path, transc
 def test_the_context_limits_the_answer_with_a_word(tmp_path: Path, transcript: Transcript) -> None:
     folder = write_scripted_model(tmp_path / "short", "abc def\n", max_position_embeddings=64)
     result = transcript.run("12345\n", model=str(folder), is_raw=True)
-    assert (result.new_tokens, result.stop_reason) == (64 - 6, "context_full")
+    assert (result.num_new_tokens, result.stop_reason) == (64 - 6, "context_full")
     assert any("At most 58 new tokens" in notice for notice in transcript.notices)
     assert transcript.run("12345\n", model=str(folder), is_raw=True, max_new_tokens=58).stop_reason == "max_new_tokens"
     with pytest.raises(InputError, match=r"64 tokens, and .* reads at most 64"):
@@ -198,7 +198,7 @@ def test_the_recorded_template_counts_before_the_tokenizers(
 def test_the_system_text_reaches_the_chat_template(models: Path, transcript: Transcript) -> None:
     without = transcript.run("x", model=str(models / "chat"))
     system = transcript.run("x", model=str(models / "chat"), system="Be brief.")
-    assert system.prompt_tokens == without.prompt_tokens + len("<system>\nBe brief.\n")
+    assert system.num_prompt_tokens == without.num_prompt_tokens + len("<system>\nBe brief.\n")
 
 
 def test_a_prompt_the_template_refuses_is_told(models: Path, transcript: Transcript) -> None:
@@ -210,14 +210,14 @@ def test_the_spelling_of_a_control_token_is_text_in_a_template_and_a_token_in_a_
     models: Path, transcript: Transcript
 ) -> None:
     path = str(models / "greeting")
-    with_letter = transcript.run("x", model=path).prompt_tokens
-    assert transcript.run(EOS, model=path).prompt_tokens == with_letter - 1 + len(EOS)
-    assert transcript.run(f"{EOS}x", model=path, is_raw=True, max_new_tokens=1).prompt_tokens == 2
+    with_letter = transcript.run("x", model=path).num_prompt_tokens
+    assert transcript.run(EOS, model=path).num_prompt_tokens == with_letter - 1 + len(EOS)
+    assert transcript.run(f"{EOS}x", model=path, is_raw=True, max_new_tokens=1).num_prompt_tokens == 2
 
 
 def test_a_raw_prompt_is_given_as_it_is(models: Path, transcript: Transcript) -> None:
     result = transcript.run("a", model=str(models / "endless"), is_raw=True, max_new_tokens=3)
-    assert (result.text, result.prompt_tokens, result.template) == ("bc ", 1, None)
+    assert (result.text, result.num_prompt_tokens, result.template) == ("bc ", 1, None)
     assert transcript.notices == []
 
 

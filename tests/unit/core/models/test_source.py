@@ -5,7 +5,7 @@ import pytest
 
 from dsft.core.errors import ModelError, UnreachableHubError
 from dsft.core.models.load import check_trainable
-from dsft.core.models.source import ModelSource, find_model
+from dsft.core.models.source import ModelSource, find_model, fingerprint_weights
 
 
 def write_model(folder: Path, **config) -> Path:
@@ -78,3 +78,27 @@ def test_the_model_dsft_is_for_is_accepted(shared: Path):
     config = json.loads((shared / "assets" / "deepseek-coder-6.7b" / "config.json").read_text())
     check_trainable(ModelSource("m", "/m", None, None, config), max_length=16384)
     check_trainable(source(model_type="qwen2", sliding_window=512, use_sliding_window=False), max_length=1024)
+
+
+def test_weights_are_known_again_by_their_content(tmp_path: Path):
+    first = write_model(tmp_path / "a", hidden_size=64)
+    second = write_model(tmp_path / "b", hidden_size=64)
+    content = bytes(range(256)) * 4000
+    for folder in (first, second):
+        (folder / "model.safetensors").write_bytes(content)
+    fingerprint = fingerprint_weights(find_model(str(first)))
+    assert fingerprint_weights(find_model(str(second))) == fingerprint
+    (second / "model.safetensors").write_bytes(bytes(byte ^ 1 for byte in content))
+    assert fingerprint_weights(find_model(str(second))) != fingerprint
+    (second / "model.safetensors").write_bytes(content)
+    write_model(second, hidden_size=65)
+    assert fingerprint_weights(find_model(str(second))) != fingerprint
+
+
+def test_the_commit_is_the_fingerprint_of_a_hub_model():
+    assert fingerprint_weights(ModelSource("a/b", "a/b", None, "0123abc", {})) == "0123abc"
+
+
+def test_a_revision_of_a_local_folder_is_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match="model_revision"):
+        find_model(str(write_model(tmp_path / "m")), "main")
