@@ -62,6 +62,7 @@ class SampleBuilder:
             template=maker.template_name,
             files_left_out=dict(source.left_out),
         )
+        self._columns: set[str] = set()
         self._first_bad: list[BadRow] = []
         self._lengths: list[npt.NDArray[np.int64]] = []
         self._prompts: list[npt.NDArray[np.uint64]] = []
@@ -84,6 +85,9 @@ class SampleBuilder:
                 self._on_rows(report.num_rows)
         self._check()
         lengths = np.concatenate(self._lengths)
+        report.columns = [column for column in self._layout.columns if column in self._columns]
+        if self._layout.name != "source files":
+            report.unused_columns = sorted(self._columns.difference(self._layout.columns))
         report.num_samples, report.num_tokens = len(lengths), int(lengths.sum())
         report.lengths = LengthSummary.of(lengths)
         report.num_repeated_prompts = report.num_used_rows - len(np.unique(np.concatenate(self._prompts)))
@@ -121,6 +125,7 @@ class SampleBuilder:
             if isinstance(row, BadRow):
                 self._count_bad(row)
                 continue
+            self._columns.update(row.values)
             try:
                 example = self._layout.parse(row.values)
             except UnusableRowError as error:

@@ -18,7 +18,7 @@ from dsft.core.data.samples import Sample
 from dsft.core.data.tokenize import SampleBatch
 from dsft.core.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the files or the making of samples change, so that older caches are not read."""
 
 INDEX = "index"

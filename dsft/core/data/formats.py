@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from dsft.core.data.examples import Conversation, Example, FimTriple, RawText, Role, Turn, UnusableRowError
@@ -14,6 +15,8 @@ LayoutName = Literal["instruction", "prompt/completion", "messages", "conversati
 INSTRUCTION_COLUMNS = ("instruction", "prompt", "question")
 RESPONSE_COLUMNS = ("output", "response", "completion", "answer")
 INPUT_COLUMN = "input"
+SYSTEM_COLUMN = "system"
+HISTORY_COLUMN = "history"
 FIM_COLUMNS = ("prefix", "suffix", "middle")
 CONTRADICT_TEXT = frozenset(
     {"code", "solution", "canonical_solution", "target", "summary", "label", "labels", "query", "context"}
@@ -22,7 +25,8 @@ CONTRADICT_TEXT = frozenset(
 """Columns that leave open whether a column `text` is all there is to learn or only its question."""
 
 KNOWN_LAYOUTS = (
-    f"{' | '.join(INSTRUCTION_COLUMNS)} with {' | '.join(RESPONSE_COLUMNS)} (and {INPUT_COLUMN})",
+    f"{' | '.join(INSTRUCTION_COLUMNS)} with {' | '.join(RESPONSE_COLUMNS)} "
+    f"(and {INPUT_COLUMN}, {SYSTEM_COLUMN}, {HISTORY_COLUMN})",
     "messages",
     "conversations",
     "text",
@@ -50,7 +54,7 @@ class Layout:
 
     Attributes:
         name: The layout's name.
-        columns: The columns that are used.
+        columns: The columns that are used of those that a row has.
         parse: Makes an example of a row's values; raises UnusableRowError.
     """
 
@@ -76,17 +80,19 @@ def find_layout(row: Row, kind: str) -> Layout:
     if kind == SOURCE_FILES:
         return Layout("source files", ("text",), lambda values: _read_text(values, parse_special=False))
     if "messages" in columns:
-        return Layout("messages", ("messages",), lambda values: _read_messages(values, "messages", "role", "content"))
+        parse_messages = partial(_read_messages, column="messages", role_key="role", text_key="content")
+        return Layout("messages", ("messages", SYSTEM_COLUMN), parse_messages)
     if "conversations" in columns:
-        return Layout("conversations", ("conversations",), _read_conversations)
+        return Layout("conversations", ("conversations", SYSTEM_COLUMN), _read_conversations)
     if columns >= set(FIM_COLUMNS):
         return Layout("fim", FIM_COLUMNS, _read_fim)
     question = next((column for column in INSTRUCTION_COLUMNS if column in columns), None)
     answer = next((column for column in RESPONSE_COLUMNS if column in columns), None)
     if question == "prompt" and "completion" in columns:
-        return Layout("prompt/completion", ("prompt", "completion"), _read_prompt_completion)
+        return Layout("prompt/completion", _exchange_columns("prompt", "completion"), _read_prompt_completion)
     if question is not None and answer is not None:
-        return _instruction_layout(question, answer)
+        parse = partial(_read_exchange, question=question, answer=answer)
+        return Layout("instruction", _exchange_columns(question, answer), parse)
     if "text" in columns and not columns & CONTRADICT_TEXT:
         return Layout("text", ("text",), lambda values: _read_text(values, parse_special=True))
     raise _unknown_columns(row)
@@ -108,34 +114,61 @@ def _unknown_columns(row: Row) -> DataError:
     )
 
 
-def _instruction_layout(question: str, answer: str) -> Layout:
-    def parse(values: Mapping[str, Any]) -> Example:
-        parts = [_text(values, question)]
-        # Looked for in each row: in JSON Lines a first row without it says nothing about the others.
-        if values.get(INPUT_COLUMN) is not None:
-            parts.append(_text(values, INPUT_COLUMN))
-        prompt = "\n\n".join(part for part in parts if part.strip())
-        return _exchange(prompt, _text(values, answer))
+def _exchange_columns(question: str, answer: str) -> tuple[str, ...]:
+    return question, INPUT_COLUMN, answer, SYSTEM_COLUMN, HISTORY_COLUMN
 
-    return Layout("instruction", (question, INPUT_COLUMN, answer), parse)
+
+def _read_exchange(values: Mapping[str, Any], question: str, answer: str) -> Conversation:
+    prompt, response = _read_question(values, question), _text(values, answer)
+    if not prompt.strip():
+        raise UnusableRowError("the instruction is empty")
+    if not response.strip():
+        raise UnusableRowError("the response is empty")
+    exchange = [Turn("user", prompt), Turn("assistant", response, is_target=True)]
+    return _converse(values, [*_read_history(values), *exchange])
+
+
+def _read_question(values: Mapping[str, Any], column: str) -> str:
+    """Return the question with its input, where the row has one."""
+    parts = [_text(values, column), _optional_text(values, INPUT_COLUMN)]
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def _read_history(values: Mapping[str, Any]) -> list[Turn]:
+    """Return the turns before the question; as in LLaMA-Factory their answers are learned too."""
+    history = values.get(HISTORY_COLUMN)
+    # CSV has no lists; an empty field is none.
+    if history is None or history == "":
+        return []
+    if not isinstance(history, list):
+        raise UnusableRowError(f"history is {_kind_of(history)}, not a list of questions and answers")
+    turns = []
+    for pair in history:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UnusableRowError("history holds something other than pairs of question and answer")
+        question, answer = (_text({HISTORY_COLUMN: text}, HISTORY_COLUMN) for text in pair)
+        turns += [Turn("user", question), Turn("assistant", answer, is_target=True)]
+    return turns
 
 
 def _read_prompt_completion(values: Mapping[str, Any]) -> Example:
     prompt, completion = values.get("prompt"), values.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
-        return _exchange(_text(values, "prompt"), _text(values, "completion"))
+        return _read_exchange(values, "prompt", "completion")
     # The assistant's turns of the prompt are given, not learned.
     given = (
-        [Turn("user", _text(values, "prompt"))]
+        [Turn("user", _read_question(values, "prompt"))]
         if isinstance(prompt, str)
         else [turn._replace(is_target=False) for turn in _read_turns(values, "prompt", "role", "content")]
     )
+    if not isinstance(prompt, str) and _optional_text(values, INPUT_COLUMN).strip():
+        raise UnusableRowError("input stands beside a prompt that is a list of messages")
     learned = (
         [Turn("assistant", _text(values, "completion"), is_target=True)]
         if isinstance(completion, str)
         else _read_turns(values, "completion", "role", "content")
     )
-    return _converse([*given, *learned])
+    return _converse(values, [*_read_history(values), *given, *learned])
 
 
 def _read_conversations(values: Mapping[str, Any]) -> Example:
@@ -146,7 +179,7 @@ def _read_conversations(values: Mapping[str, Any]) -> Example:
 
 
 def _read_messages(values: Mapping[str, Any], column: str, role_key: str, text_key: str) -> Example:
-    return _converse(_read_turns(values, column, role_key, text_key))
+    return _converse(values, _read_turns(values, column, role_key, text_key))
 
 
 def _read_turns(values: Mapping[str, Any], column: str, role_key: str, text_key: str) -> list[Turn]:
@@ -192,28 +225,37 @@ def _read_fim(values: Mapping[str, Any]) -> Example:
     return FimTriple(prefix, suffix, middle)
 
 
-def _exchange(prompt: str, response: str) -> Conversation:
-    if not prompt.strip():
-        raise UnusableRowError("the instruction is empty")
-    if not response.strip():
-        raise UnusableRowError("the response is empty")
-    return Conversation((Turn("user", prompt), Turn("assistant", response, is_target=True)))
-
-
-def _converse(turns: list[Turn]) -> Conversation:
+def _converse(values: Mapping[str, Any], turns: list[Turn]) -> Conversation:
     """Check the order of turns; what follows the last target is left away, since nothing is learned from it."""
-    turns = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
+    turns = _add_system(values, [turn for turn in turns if turn.role != "system" or turn.text.strip()])
     last = max((index for index, turn in enumerate(turns) if turn.is_target), default=None)
     if last is None:
         raise UnusableRowError("no turn is the assistant's")
     turns = turns[: last + 1]
     spoken = turns[1:] if turns[0].role == "system" else turns
     for index, turn in enumerate(spoken):
+        if turn.role == "system":
+            raise UnusableRowError("a system turn stands behind the first turn")
         if turn.role != ("user" if index % 2 == 0 else "assistant"):
             raise UnusableRowError("user and assistant do not take turns, user first")
         if not turn.text.strip():
             raise UnusableRowError("the response is empty" if turn.role == "assistant" else "a user turn is empty")
     return Conversation(tuple(turns))
+
+
+def _add_system(values: Mapping[str, Any], turns: list[Turn]) -> list[Turn]:
+    """Put the text of the column `system`, where the row has one, before the turns."""
+    text = _optional_text(values, SYSTEM_COLUMN)
+    if not text.strip() or turns[:1] == [Turn("system", text)]:
+        return turns
+    if turns and turns[0].role == "system":
+        raise UnusableRowError("the column system says something other than the system turn")
+    return [Turn("system", text), *turns]
+
+
+def _optional_text(values: Mapping[str, Any], column: str) -> str:
+    # Looked for in each row: in JSON Lines a first row without it says nothing about the others.
+    return "" if values.get(column) is None else _text(values, column)
 
 
 def _text(values: Mapping[str, Any], column: str) -> str:

@@ -63,6 +63,8 @@ class DataReport:
     columns: list[str]
     """The columns that are used."""
     template: str
+    unused_columns: list[str] = field(default_factory=list)
+    """Columns that rows have and nothing is made of."""
     num_rows: int = 0
     """Rows read."""
     num_used_rows: int = 0

@@ -68,6 +68,22 @@ def test_plain_rows_are_counted(tmp_path, instruction):
     assert report.rows_per_s > 0
 
 
+def test_the_columns_that_rows_have_are_told_from_those_that_are_not_used(tmp_path, instruction):
+    rows = [USABLE | {"id": 7}, EMPTY | {"source": "x"}, USABLE | {"system": "s"}]
+    _, report = make_store(write_rows(tmp_path, *rows), instruction, bad_rows="skip")
+    assert report.columns == ["instruction", "output", "system"], "no row has an input"
+    assert report.unused_columns == ["id", "source"]
+    _, report = make_store(write_rows(tmp_path, USABLE, USABLE | {"input": "x"}), instruction)
+    assert (report.columns, report.unused_columns) == (["instruction", "input", "output"], [])
+
+
+def test_the_path_of_a_source_file_is_no_unused_column(tmp_path, small):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("a = 1\n")
+    _, report = make_store(tmp_path / "src", get_template("text", small))
+    assert (report.columns, report.unused_columns) == (["text"], [])
+
+
 def test_every_fate_is_counted_once(tmp_path, instruction):
     """Of each kind another number of rows, so that no two counts can be mixed up."""
     num_prompt = len(instruction.encode_prompt("a"))

@@ -54,7 +54,7 @@ def test_a_layout_with_one_question_and_its_answer(values: dict[str, Any], name:
     layout = layout_of(values)
     assert layout.name == name
     assert layout.parse(values) == EXCHANGE
-    assert set(layout.columns) - {"input"} <= set(values)
+    assert set(layout.columns) - {"input", "system", "history"} <= set(values)
 
 
 def test_an_input_follows_its_instruction():
@@ -75,6 +75,83 @@ def test_an_input_that_the_first_row_lacks_is_not_lost():
     first, second = (layout_of(rows[0]).parse(values) for values in rows)
     assert isinstance(first, Conversation) and first.turns[0].text == "Sort."
     assert isinstance(second, Conversation) and second.turns[0].text == "Fix it.\n\nx = 1"
+
+
+# Columns beside question and answer, beside messages
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"instruction": "q", "output": "a"},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": [USER], "completion": "a"},
+        {"prompt": "q", "completion": [ASSISTANT]},
+        {"messages": [USER, ASSISTANT]},
+        {"messages": [{"role": "system", "content": "s"}, USER, ASSISTANT]},
+        {"messages": [{"role": "system", "content": " "}, USER, ASSISTANT]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    ],
+)
+def test_a_system_column_is_the_system_turn(values: dict[str, Any]):
+    assert parse(values | {"system": "s"}) == Conversation((Turn("system", "s"), *EXCHANGE.turns))
+    assert "system" in layout_of(values | {"system": "s"}).columns
+    assert layout_of(values).parse(values | {"system": "s"}) == parse(values | {"system": "s"}), "in a later row only"
+    for empty in ("", " ", None):
+        assert parse(values | {"system": empty}) == parse(values)
+
+
+def test_a_system_column_that_can_t_be_the_system_turn():
+    values = messages(("system", "s"), ("user", "q"), ("assistant", "a"))
+    assert reason(values | {"system": "t"}) == "the column system says something other than the system turn"
+    assert reason({"instruction": "q", "output": "a", "system": 7}) == "system is a number, not text"
+
+
+@pytest.mark.parametrize("columns", [("instruction", "output"), ("prompt", "completion"), ("question", "answer")])
+def test_a_history_comes_before_the_question_and_its_answers_are_learned(columns: tuple[str, str]):
+    question, answer = columns
+    values = {question: "r", answer: "b", "system": "s", "history": [["q", "a"]]}
+    assert parse(values) == parse(
+        messages(("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))
+    )
+    for empty in ([], None, ""):
+        assert parse({question: "q", answer: "a", "history": empty}) == EXCHANGE
+
+
+def test_a_history_comes_before_messages_too():
+    assert parse({"prompt": "r", "completion": [ASSISTANT], "history": [["q", "a"]]}) == parse(
+        messages(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "a"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ("[]", "history is text, not a list of questions and answers"),
+        (["q", "a"], "history holds something other than pairs of question and answer"),
+        ([["q", "a", "r"]], "history holds something other than pairs of question and answer"),
+        ([["q", None]], "history is null, not text"),
+        ([["q", " "]], "the response is empty"),
+    ],
+)
+def test_an_unusable_history(history: Any, expected: str):
+    assert reason({"instruction": "q", "output": "a", "history": history}) == expected
+
+
+@pytest.mark.parametrize("completion", ["a", [ASSISTANT]])
+def test_an_input_follows_its_prompt(completion: Any):
+    assert parse({"prompt": "q", "input": "x = 1", "completion": completion}) == Conversation(
+        (Turn("user", "q\n\nx = 1"), Turn("assistant", "a", is_target=True))
+    )
+
+
+def test_an_input_beside_messages_is_not_dropped():
+    values = {"prompt": [USER], "completion": [ASSISTANT]}
+    assert parse(values | {"input": ""}) == EXCHANGE
+    assert reason(values | {"input": "x"}) == "input stands beside a prompt that is a list of messages"
+
+
+# Texts
 
 
 def test_text_is_learned_as_it_is():
@@ -247,7 +324,11 @@ def test_a_message_may_hold_its_text_in_parts():
         ([("system", "s")], "no turn is the assistant's"),
         ([("assistant", "a")], "user and assistant do not take turns, user first"),
         ([("user", "q"), ("user", "r"), ("assistant", "a")], "user and assistant do not take turns, user first"),
-        ([("user", "q"), ("system", "s"), ("assistant", "a")], "user and assistant do not take turns, user first"),
+        ([("user", "q"), ("system", "s"), ("assistant", "a")], "a system turn stands behind the first turn"),
+        (
+            [("system", "s"), ("system", "t"), ("user", "q"), ("assistant", "a")],
+            "a system turn stands behind the first turn",
+        ),
         ([("user", "q"), ("assistant", " ")], "the response is empty"),
         ([("user", ""), ("assistant", "a")], "a user turn is empty"),
         ([("user", "q"), ("assistant", None)], "content is null, not text"),
