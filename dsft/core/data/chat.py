@@ -101,6 +101,11 @@ class ChatTemplate(PromptTemplate):
             )
         except TemplateError as error:
             raise UnusableRowError(f"the chat template refuses it: {error}") from error
+        except Exception as error:  # whatever Python raises for what a template does
+            raise DataError(
+                f"The chat template of this tokenizer fails: {type(error).__name__}: {error}.",
+                "Use --template instruction, or correct the chat template.",
+            ) from error
         return text
 
     def _find_start(self, text: str, messages_before: Sequence[tuple[str, str]]) -> int:
@@ -120,10 +125,7 @@ class ChatTemplate(PromptTemplate):
         lead = len(self._lead) if text.startswith(self._lead, start) else 0
         found = text.find(answer, start + lead, next_start)
         if found < 0:
-            raise DataError(
-                "The chat template of this tokenizer changes the assistant's text.",
-                "Use --template instruction, or remove what it changes (such as reasoning) from the data.",
-            )
+            raise UnusableRowError("the chat template changes the assistant's text (it may remove reasoning)")
         stop = self.encoder.control_pattern.search(text, found + len(answer), next_start)
         if stop is None:
             raise DataError(

@@ -302,7 +302,7 @@ def choose_template_name(layout: "LayoutName", tokenizer: "PreTrainedTokenizerFa
     if layout in {"messages", "conversations"}:
         return "chat" if tokenizer.chat_template else "instruction"
     if layout == "source files":
-        return "fim" if find_fim_tokens(tokenizer.get_vocab()) else "text"
+        return "fim" if find_fim_tokens(SegmentEncoder(tokenizer).control_tokens) else "text"
     return "fim" if layout == "fim" else "text"
 
 

@@ -192,11 +192,25 @@ def test_a_chat_template_that_asks_otherwise_than_it_answers_is_refused():
         get_template("chat", make_deepseek_like(CHAT_ML.replace("assistant\n", "assistant\n<think>\n")))
 
 
-def test_a_chat_template_that_rewrites_answers_is_refused():
+def test_an_answer_that_the_chat_template_rewrites_is_an_unusable_row():
     hides = CHAT_ML.replace("{{ message.content }}", "{{ message.content.split('</think>')[-1] }}")
     template = get_template("chat", make_deepseek_like(hides))
-    with pytest.raises(DataError, match="changes the assistant's text"):
+    with pytest.raises(UnusableRowError, match="changes the assistant's text"):
         template.render(converse("a", "<think>x</think>b"))
+    assert learned(template.render(converse("a", "b"))) == "b<|im_end|>"
+
+
+def test_a_chat_template_that_rewrites_every_answer_is_refused_before_any_row():
+    with pytest.raises(DataError, match=r"changes the assistant's text.*--template instruction"):
+        get_template("chat", make_deepseek_like(CHAT_ML.replace("{{ message.content }}", "{{ message.content[1:] }}")))
+
+
+@pytest.mark.parametrize("fault", ["message.content + 1", "1 / 0", "message.content.index('no such text')"])
+def test_a_chat_template_in_which_python_fails_is_refused(fault):
+    faulty = CHAT_ML.replace("{{ message.content }}", f"{{{{ {fault} }}}}")
+    with pytest.raises(DataError, match=r"chat template of this tokenizer fails: \w+: ") as raised:
+        get_template("chat", make_deepseek_like(faulty))
+    assert "--template instruction" in raised.value.fix
 
 
 def test_a_chat_template_that_forgets_what_went_before_is_refused():

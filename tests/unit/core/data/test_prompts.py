@@ -280,6 +280,15 @@ def test_a_tokenizer_without_chat_template_or_fim_tokens_gets_what_it_can_do():
     assert choose_template_name("source files", tokenizer) == "text"
 
 
+@pytest.mark.parametrize("is_special", [True, False])
+def test_gap_tokens_are_those_that_the_template_would_take(is_special):
+    tokenizer = make_prefixing()
+    tokenizer.add_tokens(["<fim-prefix>", "<fim-suffix>", "<fim-middle>"], special_tokens=is_special)
+    name = choose_template_name("source files", tokenizer)
+    assert name == ("fim" if is_special else "text")
+    assert get_template(name, tokenizer).name == name
+
+
 # The key
 
 
