@@ -194,8 +194,9 @@ class SampleBuilder:
                 f"No row of {name} can be used: {places or reason}.", "Correct the data, or give another set."
             )
         rows = f"All {len(self._left_out_lengths)} rows" if not report.num_bad_rows else "All usable rows"
+        rows_are = f"The one row of {name} is" if report.num_rows == 1 else f"{rows} of {name} are"
         median = int(np.median(self._left_out_lengths))
-        found = f"{rows} of {name} are longer than the {limit} tokens of --max-length (median: {median} tokens)"
+        found = f"{rows_are} longer than the {limit} tokens of --max-length (median: {median} tokens)"
         if report.num_no_room:
             return DataError(f"{found}, and none has room for its response.", f"Set --max-length {median} or more.")
         return DataError(f"{found}.", f"Set --max-length {median} or more, or --over-length truncate.")

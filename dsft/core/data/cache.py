@@ -59,12 +59,6 @@ class TokenStore:
             raise ValueError(f"{folder} is damaged")
         self.lengths: npt.NDArray[np.int64] = np.array(self._files["lengths"])
         self._ends: npt.NDArray[np.int64] = np.cumsum(self.lengths)
-        self.num_target_tokens = int(self.target_counts.sum())
-
-    @property
-    def target_counts(self) -> npt.NDArray[np.int64]:
-        """Tokens of each sample that carry loss, int64, shape [num_samples]."""
-        return self._files["target_counts"]
 
     @property
     def prompts(self) -> npt.NDArray[np.uint64]:
@@ -105,7 +99,6 @@ class StoreWriter:
             "token_ids": np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32),
             "is_target": np.dtype(np.bool_),
             "lengths": np.dtype(np.int64),
-            "target_counts": np.dtype(np.int64),
             "rows": np.dtype(np.int64),
             "prompts": np.dtype(np.uint64),
         }
@@ -122,7 +115,6 @@ class StoreWriter:
             "token_ids": batch.token_ids,
             "is_target": batch.is_target,
             "lengths": batch.lengths,
-            "target_counts": target_counts,
             "rows": batch.rows,
             "prompts": batch.prompts,
         }

@@ -26,8 +26,6 @@ from dsft.core.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["PreparedData", "SamplePreview", "prepare_data"]
-
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -87,7 +85,9 @@ def prepare_data(
         report.validation = held_out.report
         report.num_shared_prompts = len(np.intersect1d(store.prompts, held_out.store.prompts))
         if report.num_shared_prompts:
-            report.remarks.append(f"{report.num_shared_prompts} prompts of the validation data are also trained on.")
+            prompts = "1 prompt" if report.num_shared_prompts == 1 else f"{report.num_shared_prompts} prompts"
+            are = "is" if report.num_shared_prompts == 1 else "are"
+            report.remarks.append(f"{prompts} of the validation data {are} also trained on.")
         division = held_out.key
     else:
         division = f"{config.validation_split} {config.seed}" if config.validation_split else ""
@@ -95,7 +95,7 @@ def prepare_data(
         if len(held_out_indices):
             train, validation = SubsetDataset(store, train_indices), SubsetDataset(store, held_out_indices)
         elif config.validation_split:
-            _refuse_or_remark(config, report)
+            _refuse_or_remark(config, report, num_prompts=len(np.unique(store.prompts)))
     report.num_train_samples = len(train)
     report.num_validation_samples = len(validation) if validation is not None else 0
     return PreparedData(
@@ -108,8 +108,14 @@ def prepare_data(
     )
 
 
-def _refuse_or_remark(config: TrainConfig, report: DataReport) -> None:
-    found = "No samples are held out for validation: there are too few different prompts for a share of that size."
+def _refuse_or_remark(config: TrainConfig, report: DataReport, *, num_prompts: int) -> None:
+    reason = (
+        "all are of the same prompt or text"
+        if num_prompts == 1
+        else "those of the same prompt or text stay together, and each such group is larger than "
+        f"--validation-split {config.validation_split:g}"
+    )
+    found = f"No samples are held out for validation: {reason}."
     if config.keep == "best":
         raise DataError(found, "Set --validation-dataset, or --keep last.")
     report.remarks.append(found)

@@ -28,9 +28,6 @@ class TokenizedDataset(Protocol):
     lengths: npt.NDArray[np.int64]
     """Tokens of each sample, shape [num_samples]."""
 
-    num_target_tokens: int
-    """Tokens that carry loss, over all samples."""
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...

@@ -19,7 +19,6 @@ class SubsetDataset:
         self._store = store
         self._indices = indices
         self.lengths: npt.NDArray[np.int64] = store.lengths[indices]
-        self.num_target_tokens = int(store.target_counts[indices].sum())
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -19,7 +19,7 @@ from dsft.core.errors import DataError
 
 KEY = "key"
 REPORT: dict[str, object] = {"num_rows": 7, "dataset": "ü"}
-FILES = ["index", "is_target", "lengths", "prompts", "rows", "target_counts", "token_ids"]
+FILES = ["index", "is_target", "lengths", "prompts", "rows", "token_ids"]
 LENGTHS = [3, 1, 4, 2]
 
 
@@ -67,8 +67,6 @@ def test_what_was_written_is_read(tmp_path: Path):
     assert not was_there
     assert contents(store) == EXPECTED
     assert store.lengths.tolist() == LENGTHS
-    assert store.target_counts.tolist() == [1, 1, 2, 1]
-    assert store.num_target_tokens == 5
     assert store.prompts.tolist() == [2**63 + index for index in range(4)]
     assert store.report == REPORT
 

@@ -103,7 +103,7 @@ def test_only_the_response_and_its_end_carry_loss(prepare: Prepare, small: PreTr
     token_ids, is_target = contents(data.train)[0]
     targets = [token_id for token_id, carries in zip(token_ids, is_target, strict=True) if carries]
     assert small.decode(targets) == f"It is 0.{EOS}"
-    assert data.report.num_target_tokens == data.train.num_target_tokens == sum(sum(m) for _, m in contents(data.train))
+    assert data.report.num_target_tokens == sum(sum(m) for _, m in contents(data.train))
     assert "".join(text for text, carries in data.preview.pieces if carries) == f"It is 0.{EOS}"
     assert data.preview.num_target_tokens == len(targets)
 
@@ -312,14 +312,23 @@ def test_nothing_is_held_out_on_demand(prepare: Prepare):
     assert (data.report.num_train_samples, data.report.num_validation_samples, data.report.remarks) == (40, 0, [])
 
 
-def test_too_few_prompts_to_hold_any_out_are_remarked_on(prepare: Prepare):
-    write_lines("f.jsonl", [ROWS[0]] * 10)
-    data = prepare()
-    assert data.validation is None and len(data.train) == 10
-    assert data.report.remarks == [
-        "No samples are held out for validation: there are too few different prompts for a share of that size."
-    ]
-    assert "--validation-dataset" in error_of(prepare, keep="best").fix
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (ROWS[:1] * 10, "all are of the same prompt or text"),
+        (
+            ROWS[:2] * 10,
+            "those of the same prompt or text stay together, and each such group is larger than --validation-split 0.1",
+        ),
+    ],
+)
+def test_prompts_of_which_none_can_be_held_out_are_remarked_on(prepare: Prepare, rows: list[Any], reason: str):
+    write_lines("f.jsonl", rows)
+    data = prepare(validation_split=0.1)
+    assert data.validation is None and len(data.train) == len(rows)
+    assert data.report.remarks == [f"No samples are held out for validation: {reason}."]
+    error = error_of(prepare, validation_split=0.1, keep="best")
+    assert error.found == data.report.remarks[0] and "--validation-dataset" in error.fix
 
 
 def test_a_validation_data_set_is_used_whole(prepare: Prepare, small: PreTrainedTokenizerFast):
@@ -332,7 +341,7 @@ def test_a_validation_data_set_is_used_whole(prepare: Prepare, small: PreTrained
     assert (data.report.num_train_samples, data.report.num_validation_samples) == (5, 9)
     assert texts(data.validation, small)[0].endswith(f"Spell 0.\n\n### Response:\nNo.{EOS}")
     assert data.report.num_shared_prompts == 1
-    assert data.report.remarks == ["1 prompts of the validation data are also trained on."]
+    assert data.report.remarks == ["1 prompt of the validation data is also trained on."]
     assert data.report.validation is not None
     assert (data.report.validation.dataset, data.report.validation.num_rows) == ("v.jsonl", 9)
 
@@ -361,6 +370,7 @@ def test_a_folder_s_test_split_serves_for_validation(prepare: Prepare):
     data = prepare(dataset="d", validation_dataset="d")
     assert (data.report.num_train_samples, data.report.num_validation_samples) == (40, 3)
     assert data.report.num_shared_prompts == 3
+    assert data.report.remarks == ["3 prompts of the validation data are also trained on."]
 
 
 def test_validation_data_that_the_template_can_t_write_are_refused(prepare: Prepare):
@@ -460,6 +470,11 @@ def test_rows_that_are_all_too_long_say_which_length_would_do(prepare: Prepare):
     length = int(error.found.partition("median: ")[2].split()[0])
     assert f"--max-length {length}" in error.fix
     assert prepare(max_length=length).report.num_used_rows >= 20
+
+
+def test_a_single_row_that_is_too_long_is_no_plural(prepare: Prepare):
+    write_lines("f.jsonl", ROWS[:1])
+    assert error_of(prepare, max_length=8).found.startswith("The one row of f.jsonl is longer than the 8 tokens of")
 
 
 def test_missing_data_are_named(prepare: Prepare):

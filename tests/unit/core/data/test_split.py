@@ -82,7 +82,6 @@ def test_a_subset_is_some_samples_of_a_store(tmp_path: Path):
     subset = SubsetDataset(store, np.array([2, 0]))
     assert len(subset) == 2
     assert subset.lengths.tolist() == [4, 3]
-    assert subset.num_target_tokens == 3
     for index, of_store in enumerate([2, 0]):
         assert (subset[index].token_ids.tolist(), subset[index].row) == (EXPECTED[of_store][0], EXPECTED[of_store][2])
     with pytest.raises(IndexError):
@@ -95,4 +94,4 @@ def test_a_subset_may_be_empty(tmp_path: Path):
 
     store, _ = open_or_build(tmp_path, "key", 100, build_nothing)
     subset = SubsetDataset(store, np.empty(0, dtype=np.int64))
-    assert (len(subset), subset.num_target_tokens, subset.lengths.tolist()) == (0, 0, [])
+    assert (len(subset), subset.lengths.tolist()) == (0, [])
