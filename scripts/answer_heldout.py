@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from fenced import fence
+
 from dsft.core.paths import presets_dir
 from dsft.infer.config import InferConfig
 from dsft.infer.run import InferResult, run_infer
@@ -23,21 +25,17 @@ def ask(prompt: str, model: str) -> InferResult:
 
 def describe(task: dict[str, str], base: InferResult, tuned: InferResult) -> str:
     """Return one task with the expected answer and both models' answers in Markdown."""
-
-    def block(text: str) -> str:
-        return f"```\n{text}\n```\n"
-
     verdict = "identical to the expected answer" if tuned.text.strip() == task["output"].strip() else "differs"
     return "\n".join(
         [
             f"## {task['instruction']}\n",
-            *([block(task["input"])] if task.get("input") else []),
+            *([fence(task["input"])] if task.get("input") else []),
             "Expected:\n",
-            block(task["output"]),
+            fence(task["output"]),
             f"Tuned ({verdict}; {tuned.num_new_tokens} tokens, ended by: {tuned.stop_reason}):\n",
-            block(tuned.text),
+            fence(tuned.text),
             f"Base ({base.num_new_tokens} tokens, ended by: {base.stop_reason}; its first line):\n",
-            block(base.text.strip().partition("\n")[0]),
+            fence(base.text.strip().partition("\n")[0]),
         ]
     )
 
@@ -67,8 +65,8 @@ def main() -> None:
         f"{len(tasks) // NUM_TASKS}th of the {len(tasks)} held-out tasks, none of which was trained on, as they came, "
         "greedy.\n\n"
         f"Response loss on all held-out tasks: {first:.4f} before training, {last:.4f} after "
-        f"({1 - last / first:.0%} lower). {num_stopped} of {NUM_TASKS} answers end by themselves, {num_same} are "
-        "identical to the expected one.\n\n"
+        f"({1 - last / first:.0%} lower), both of the NF4-quantized model. {num_stopped} of {NUM_TASKS} answers end "
+        f"by themselves, {num_same} of {NUM_TASKS} are word for word as expected.\n\n"
     )
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(head + "\n".join(pages), encoding="utf-8")

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fenced import fence
+
 PROMPTS = (
     "Write a Python function that returns the sum of the squares of a list of numbers.",
     "Write an SQL query that returns the names of all customers older than 30.",
@@ -75,8 +77,8 @@ def main() -> None:
     for prompt, base, tuned in answers:
         lines += [f"## {prompt}\n"]
         for name, told in (("Base", base), ("With the adapter", tuned)):
-            lines += [f"{name} ({told['num_new_tokens']} tokens, ended by {told['stop_reason']}):\n", "```"]
-            lines += [str(told["text"]).strip(), "```\n"]
+            lines += [f"{name} ({told['num_new_tokens']} tokens, ended by {told['stop_reason']}):\n"]
+            lines += [fence(str(told["text"]).strip())]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines), encoding="utf-8")
 

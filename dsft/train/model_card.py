@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 _EXAMPLES = {"text": "def binary_search(items, target):", "fim": "def area(radius):"}
-_EXAMPLE_INSTRUCTION = "Reverse a linked list."
+_EXAMPLE_INSTRUCTION = "Write a Python function is_multiple_of_five(n) that returns whether n is a multiple of 5."
 
 
 def example_question(template_name: str) -> str:
@@ -150,13 +150,20 @@ def _result_rows(result: TrainResult) -> list[tuple[str, str]]:
         rows.append(("Best validation loss", f"{result.best_validation_loss:.4f} at step {result.best_step}"))
     rows += [
         ("Adapter kept", f"of the {result.kept} step" if result.kept == "last" else f"of step {result.best_step}"),
-        ("Time", format_duration(result.duration_s) + (f" on {result.device}" if result.device else "")),
+        ("Time", _time(result)),
     ]
     if result.train_tok_per_s > 0:
         rows.append(("Speed", f"{format_count(result.train_tok_per_s)} tokens/s, padding not counted"))
     if result.peak_memory_reserved_bytes is not None:
         rows.append(("Peak GPU memory", format_gib(result.peak_memory_reserved_bytes)))
     return rows
+
+
+def _time(result: TrainResult) -> str:
+    device = f" on {result.device}" if result.device else ""
+    # The time of an earlier process, which ended in a checkpoint, is not known to this one.
+    part = f" for the steps after {result.first_step}" if result.first_step else ""
+    return format_duration(result.duration_s) + device + part
 
 
 def _table(rows: list[tuple[str, str]], header: tuple[str, str] = ("", "")) -> str:

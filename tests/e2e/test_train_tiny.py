@@ -233,6 +233,7 @@ def test_an_unreachable_hub_names_the_ways_on(tmp_path: Path, run_dsft: RunDsft)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_the_tiny_preset_learns_and_stops_by_itself(tmp_path: Path, run_dsft: RunDsft):
     """The whole demo: held-out response loss at least 30 % below the base's, answers that end."""
     done = run_dsft(*TINY, cwd=tmp_path, timeout=600)
@@ -241,8 +242,11 @@ def test_the_tiny_preset_learns_and_stops_by_itself(tmp_path: Path, run_dsft: Ru
     first, last = told["validation_losses"][0][1], told["validation_losses"][-1][1]
     assert last <= 0.7 * first
     answer = run_dsft(
-        "infer", "Write a Python function area(w, h) that returns the area of a rectangle.", "--json", cwd=tmp_path
+        "infer",
+        "Write a Python function is_multiple_of_five(n) that returns whether n is a multiple of 5.",
+        "--json",
+        cwd=tmp_path,
     )
     told = json.loads(answer.stdout)
     assert told["stop_reason"] == "end_token"
-    assert told["text"].startswith("def area(w, h):")
+    assert told["text"].startswith("def is_multiple_of_five(n):")
