@@ -9,6 +9,7 @@ import typer
 from dsft.cli.errors import Terminated, report
 from dsft.cli.options import RUN_PANEL, JsonOption, QuietOption
 from dsft.cli.output import Output
+from dsft.cli.views.drawing import count_nouns
 from dsft.core.config.schema import TemplateChoice
 from dsft.core.errors import InputError
 from dsft.core.models.device import DeviceChoice
@@ -166,7 +167,7 @@ def _answer(config: InferConfig, output: Output, writer: "_AnswerWriter") -> Non
 def describe_statistics(result: "InferResult") -> str:
     """Return an answer's figures in one line."""
     parts = [
-        f"{result.num_new_tokens} tokens, {_STOP_WORDS[result.stop_reason]}",
+        f"{count_nouns(result.num_new_tokens, 'token')}, {_STOP_WORDS[result.stop_reason]}",
         f"first token after {result.time_to_first_token_s:.2f} s",
     ]
     if result.tok_per_s is not None:

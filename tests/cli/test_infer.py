@@ -58,6 +58,11 @@ def test_stdout_holds_the_answer_and_stderr_the_rest(models: Path, run_dsft: Run
     assert "tok/s" in statistics
 
 
+def test_one_token_is_no_plural(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["infer", "x", "--model", str(models / "greeting"), "--device", "cpu", "--max-new-tokens", "1"])
+    assert "\n1 token, cut at --max-new-tokens; first token after " in capsys.readouterr().err
+
+
 def test_quiet_leaves_the_answer_alone(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["infer", "x", "--model", str(models / "greeting"), "--device", "cpu", "--quiet"]) == 0
     assert capsys.readouterr() == ("Héy 你😀\n", "")

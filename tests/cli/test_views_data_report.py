@@ -90,10 +90,28 @@ def test_says_why_and_where_rows_were_left_out() -> None:
 
 
 def test_names_what_is_dangerous() -> None:
-    report = make_report(num_truncated=3, num_without_end=3, num_without_target=1, num_shared_prompts=5)
+    report = make_report(num_truncated=3, num_without_end=3, num_without_target=1)
     drawn = squeezed(draw(render_data_report(report)))
     assert "3 truncated · 3 without a learned end token · 1 without a target" in drawn
-    assert "5 prompts of the validation data are also trained on" in drawn
+
+
+def test_shows_every_remark_and_the_columns_nothing_is_made_of() -> None:
+    report = make_report(
+        remarks=["No samples are held out.", "5 prompts are also trained on."], unused_columns=["id", "url"]
+    )
+    drawn = squeezed(draw(render_data_report(report)))
+    assert "remarks No samples are held out. 5 prompts are also trained on." in drawn
+    assert "unused columns id, url" in drawn
+    assert "remarks" not in draw(render_data_report(make_report()))
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    report = make_report(num_target_tokens=1, num_split=1, num_repeated_prompts=1, files_left_out={"too large": 1})
+    drawn = squeezed(draw(render_data_report(report)))
+    for words in ("1 of them carries loss", "1 text became", "1 sample with an earlier row's prompt", "1 file: too"):
+        assert words in drawn, words
+    assert "1 token, 1 carries loss" in draw(render_sample(make_preview(("a", True))))
+    assert "1 more line …" in draw(render_sample(make_preview(*[("a\n", True)] * 48)))
 
 
 def test_tells_a_cached_start_and_a_validation_set_of_its_own() -> None:

@@ -1,5 +1,6 @@
 """The progress display: its plain lines, and that on no console it ever harms the run."""
 
+import dataclasses
 import errno
 import io
 import itertools
@@ -39,6 +40,9 @@ def test_lines_can_be_grepped() -> None:
     assert "press Ctrl-C again" in format_event(InterruptRequested("SIGINT"))
     assert "send SIGTERM again" in format_event(InterruptRequested("SIGTERM"))
     assert "effective batch 16 = 4 x 4" in format_event(RUN)
+    assert ": 300 steps, " in format_event(RUN)
+    assert ": 1 step, " in format_event(dataclasses.replace(RUN, num_steps=1))
+    assert format_event(PrepareProgress(1)) == "1 row tokenized"
 
 
 def steps_printed(interval_s: float, num_steps: int) -> list[int]:

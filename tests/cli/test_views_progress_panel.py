@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from dsft.cli.views.ascii import AsciiFallback
-from dsft.cli.views.drawing import draw_bar, draw_sparkline, flow
+from dsft.cli.views.drawing import count_nouns, draw_bar, draw_sparkline, flow
 from dsft.cli.views.progress_panel import render_progress
 from dsft.cli.views.progress_state import ProgressState, advance, finish, measure_trend
 from dsft.train.events import Event, InterruptRequested, Phase, PrepareProgress, Validated
@@ -219,6 +219,16 @@ def test_sparklines_and_flows() -> None:
     assert draw_sparkline([1.0, float("nan"), 2.0]) == "▁!█"
     assert draw_sparkline([]) == ""
     assert [line.plain for line in flow(["aaa", "bbb", "ccc"], 9)] == ["aaa · bbb", "ccc"]
+
+
+@pytest.mark.parametrize(("count", "drawn"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1200, "1,200 rows")])
+def test_only_one_is_singular(count: int, drawn: str) -> None:
+    assert count_nouns(count, "row") == drawn
+
+
+def test_a_run_of_one_of_each_is_told_without_plurals() -> None:
+    state = state_after([dataclasses.replace(RUN, num_train_samples=1)])
+    assert " · 1 sample\n" in "\n".join(line.rstrip("│ ") for line in draw(state)).replace(" · trains", "\n")
 
 
 def test_bars_are_as_wide_as_asked() -> None:

@@ -42,6 +42,10 @@ def test_shows_what_was_measured() -> None:
         assert words in drawn, words
 
 
+def test_one_epoch_is_no_plural() -> None:
+    assert "40, 1 epoch\n" in "\n".join(line.rstrip() for line in draw(make_result(num_epochs=1.0)).splitlines())
+
+
 def test_a_cpu_run_shows_the_memory_of_the_host_alone() -> None:
     drawn = squeezed(draw(make_cpu_result()))
     assert "3.0 GiB of host memory" in drawn

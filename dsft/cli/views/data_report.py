@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsft.cli.views.ascii import AsciiFallback
+from dsft.cli.views.drawing import count_nouns
 from dsft.core.data.report import BadRows, DataReport, SamplePreview
 from dsft.core.data.segments import CONTROL_SPELLING, UNMARKED_CONTROL_TOKENS
 from dsft.core.units import format_count, format_duration
@@ -50,6 +51,7 @@ def _report_rows(report: DataReport) -> list[_Row]:
     rows: list[_Row] = [
         ("data set", Text(report.dataset)),
         ("layout", Text(f"{report.layout}{columns}")),
+        *([("unused columns", Text(", ".join(report.unused_columns)))] if report.unused_columns else []),
         ("template", Text(report.template)),
         ("rows", Text(f"{format_count(report.num_rows)} read, {format_count(report.num_used_rows)} used")),
         *_left_out_rows(report),
@@ -74,7 +76,7 @@ def _left_out_rows(report: DataReport) -> list[_Row]:
         if count:
             texts.append(Text.assemble((format_count(count), "yellow"), f": {words}"))
     for reason, count in report.files_left_out.items():
-        texts.append(Text(f"{format_count(count)} files: {reason}", "dim"))
+        texts.append(Text(f"{count_nouns(count, 'file')}: {reason}", "dim"))
     return [("" if position else "left out", text) for position, text in enumerate(texts)]
 
 
@@ -94,9 +96,14 @@ def _format_samples(report: DataReport) -> str:
 
 
 def _format_tokens(report: DataReport) -> str:
-    share = report.num_target_tokens / max(report.num_tokens, 1)
-    targets = f"{format_count(report.num_target_tokens)} of them carry loss ({share * 100:.0f} %)"
-    return f"{format_count(report.num_tokens)}; {targets}"
+    targets = report.num_target_tokens
+    share = targets / max(report.num_tokens, 1)
+    text = f"{format_count(targets)} of them {_carry(targets)} loss ({share * 100:.0f} %)"
+    return f"{format_count(report.num_tokens)}; {text}"
+
+
+def _carry(count: int) -> str:
+    return "carries" if count == 1 else "carry"
 
 
 def _format_ends(report: DataReport) -> Text:
@@ -117,12 +124,12 @@ def _format_ends(report: DataReport) -> Text:
 def _remark_rows(report: DataReport) -> list[_Row]:
     rows = []
     if report.num_split:
-        rows.append(("split", Text(f"{format_count(report.num_split)} texts became several samples")))
+        rows.append(("split", Text(f"{count_nouns(report.num_split, 'text')} became several samples")))
     if report.num_repeated_prompts:
-        rows.append(("repeated", Text(f"{format_count(report.num_repeated_prompts)} samples share an earlier prompt")))
-    if report.num_shared_prompts:
-        shared = f"{format_count(report.num_shared_prompts)} prompts of the validation data are also trained on"
-        rows.append(("shared", Text(shared, "yellow")))
+        repeated = count_nouns(report.num_repeated_prompts, "sample")
+        rows.append(("repeated", Text(f"{repeated} with an earlier row's prompt")))
+    for position, remark in enumerate(report.remarks):
+        rows.append(("" if position else "remarks", Text(remark, "yellow")))
     return rows
 
 
@@ -139,8 +146,8 @@ def render_sample(preview: SamplePreview) -> RenderableType:
     """Draw a sample with the tokens that carry loss marked by colour, by brackets and at the left edge."""
     title = Text.assemble(
         ("\nSample", "bold cyan"),
-        f"  row {preview.row} (counted from 0), {format_count(preview.num_tokens)} tokens, "
-        f"{format_count(preview.num_target_tokens)} carry loss",
+        f"  row {preview.row} (counted from 0), {count_nouns(preview.num_tokens, 'token')}, "
+        f"{format_count(preview.num_target_tokens)} {_carry(preview.num_target_tokens)} loss",
     )
     legend = Text.assemble(
         "  ", ("▌⟦carries loss⟧", _TARGET_STYLE), "   given   ", ("<control token>", _CONTROL_STYLE),
@@ -208,5 +215,5 @@ def _shorten(lines: list[tuple[bool, Text]]) -> list[tuple[bool, Text]]:
     if len(lines) <= _MAX_LINES:
         return lines
     half = _MAX_LINES // 2
-    gap = Text(f"… {format_count(len(lines) - 2 * half)} more lines …", _INVISIBLE_STYLE)
+    gap = Text(f"… {count_nouns(len(lines) - 2 * half, 'more line')} …", _INVISIBLE_STYLE)
     return [*lines[:half], (False, gap), *lines[-half:]]

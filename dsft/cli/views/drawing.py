@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from dsft.core.units import format_duration
+from dsft.core.units import format_count, format_duration
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -50,6 +50,16 @@ def clip(text: Text, width: int) -> Text:
     text.truncate(width, overflow="ellipsis")
     text.no_wrap = True
     return text
+
+
+def count_nouns(count: float, noun: str) -> str:
+    """Return a count with its noun, which takes an s unless the count is 1, e.g. `1 row`, `1,200 rows`."""
+    return with_noun(format_count(count), noun)
+
+
+def with_noun(number: str, noun: str) -> str:
+    """Return a number that is written already with its noun, e.g. `1 epoch`, `0.5 epochs`."""
+    return f"{number} {noun}{'' if number == '1' else 's'}"
 
 
 def format_step_time(seconds: float) -> str:

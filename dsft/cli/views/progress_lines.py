@@ -1,6 +1,7 @@
 """Tells a run in plain lines for files, pipes and simple terminals; their words are stable, for grep."""
 
-from dsft.core.units import GIB, format_count, format_duration
+from dsft.cli.views.drawing import count_nouns
+from dsft.core.units import GIB, format_duration
 from dsft.train.events import (
     CheckpointSaved,
     Event,
@@ -64,7 +65,7 @@ def format_event(event: Event) -> str:
         case Phase(name):
             return f"{name} ..."
         case PrepareProgress(num_rows):
-            return f"{format_count(num_rows)} rows tokenized"
+            return f"{count_nouns(num_rows, 'row')} tokenized"
         case RunStarted():
             return _format_start(event)
         case StepDone():
@@ -89,7 +90,7 @@ def _format_start(run: RunStarted) -> str:
     accumulation = -(-run.effective_batch_size // run.micro_batch_size)
     start = f", from step {run.first_step}" if run.first_step else ""
     return (
-        f"training {run.model_name} on {run.device}: {run.num_steps} steps{start}, "
+        f"training {run.model_name} on {run.device}: {count_nouns(run.num_steps, 'step')}{start}, "
         f"effective batch {run.effective_batch_size} = {run.micro_batch_size} x {accumulation}, "
         f"{run.precision}, {run.attention}, {run.optimizer}"
     )

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from dsft.cli.views.drawing import clip, draw_bar, draw_sparkline, flow, format_step_time
+from dsft.cli.views.drawing import clip, count_nouns, draw_bar, draw_sparkline, flow, format_step_time
 from dsft.cli.views.progress_lines import interrupt_message
 from dsft.cli.views.progress_state import PhaseSpan, ProgressState, measure_trend
 from dsft.core.units import GIB, format_count, format_duration
@@ -79,7 +79,7 @@ def _phase_text(phase: PhaseSpan, state: ProgressState, width: int, now_s: float
         mark, style, end_s = _spin(now_s), "cyan", now_s
     details = [format_duration(end_s - phase.started_s)]
     if phase.num_rows is not None:
-        details.append(f"{format_count(phase.num_rows)} rows tokenized")
+        details.append(f"{count_nouns(phase.num_rows, 'row')} tokenized")
     return clip(Text.assemble((mark, style), " ", phase.name, ("  " + " · ".join(details), "dim")), width)
 
 
@@ -109,7 +109,7 @@ def _header(run: RunStarted, width: int) -> list[Text]:
             [
                 f"batch {run.effective_batch_size} = {run.micro_batch_size} × {accumulation}",
                 run.optimizer,
-                f"{format_count(run.num_train_samples)} samples",
+                count_nouns(run.num_train_samples, "sample"),
                 f"{trainable} ({share * 100:.1f} %)",
             ],
             width,

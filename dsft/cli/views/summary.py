@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsft.cli.views.ascii import AsciiFallback
-from dsft.cli.views.drawing import format_step_time
+from dsft.cli.views.drawing import format_step_time, with_noun
 from dsft.core.units import format_count, format_duration, format_gib
 from dsft.train.advice import suggest_speedup
 from dsft.train.events import TrainResult
@@ -49,7 +49,7 @@ def _section(title: str, rows: list[_Row]) -> RenderableType:
 
 
 def _result_rows(result: TrainResult) -> list[_Row]:
-    epochs = f"{format_count(result.num_steps)}, {result.num_epochs:.3g} epochs"
+    epochs = f"{format_count(result.num_steps)}, {with_noun(f'{result.num_epochs:.3g}', 'epoch')}"
     start = f", this time from step {result.first_step}" if result.first_step else ""
     rows: list[_Row] = [
         ("steps", Text(epochs + start)),
