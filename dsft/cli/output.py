@@ -63,9 +63,9 @@ class Output:
             sys.stdout.flush()
 
     def show(self, renderable: RenderableType) -> None:
-        """Draw a result for people; nothing in the other modes."""
+        """Draw a result for people, nothing in the other modes; lines that a view leaves too long stay whole."""
         if self.mode is Mode.HUMAN:
-            self.stdout.print(renderable)
+            self.stdout.print(renderable, crop=False)
 
     def emit(self, record: Mapping[str, Any]) -> None:
         """Write one JSON object on a line of its own; nothing in the other modes."""

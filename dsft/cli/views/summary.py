@@ -104,7 +104,10 @@ def _file_rows(result: TrainResult) -> list[_Row]:
 
 
 class _InferCommand:
-    """The command that asks the model, in one line or, where that does not fit, in two that can be pasted as well."""
+    """The command that asks the model, in one line or, where that does not fit, in two that can be pasted as well.
+
+    A line that is still too long is left to the terminal to wrap: a line end inside it would be part of the question.
+    """
 
     def __init__(self, result: TrainResult) -> None:
         self._ask = "  " + shlex.join(["dsft", "infer", example_question(result.template)])
@@ -114,4 +117,4 @@ class _InferCommand:
         # Not padded: a blank behind the backslash would end the command there.
         line = f"{self._ask} {self._model}"
         fits = cell_len(line) <= options.max_width
-        yield Text(line if fits else f"{self._ask} \\\n    {self._model}", overflow="fold")
+        yield Text(line if fits else f"{self._ask} \\\n    {self._model}", no_wrap=True, overflow="ignore")
