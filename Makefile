@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: $(VENV)/.ready ## fine-tune the embedded tiny model and ask it something
 	$(BIN)/dsft train --preset tiny --overwrite
-	$(BIN)/dsft infer "Write a Python function is_multiple_of_five(n) that returns whether n is a multiple of 5." --model ./trained_tiny
+	$(BIN)/dsft infer "Write a Python function times_four(n) that returns n times 4." --model ./trained_tiny
 
 check: $(VENV)/.ready ## lint, types, imports
 	$(BIN)/ruff check .

@@ -71,10 +71,11 @@ def _report_stop(error: BaseException) -> Report | None:
         found = f"{error.signal_name} after step {error.step}; a checkpoint is saved in {error.checkpoint}."
         fix = "The same command with --resume goes on from there."
         return Report("RunInterrupted", found, fix, error.exit_code, label="stopped")
+    fix = " ".join(getattr(error, "__notes__", []))
     if isinstance(error, KeyboardInterrupt):
-        return Report("Interrupted", "SIGINT; no checkpoint was saved.", "", ExitCode.INTERRUPTED, label="stopped")
+        return Report("Interrupted", "SIGINT; no new checkpoint was saved.", fix, ExitCode.INTERRUPTED, label="stopped")
     if isinstance(error, Terminated):
-        return Report("Terminated", "SIGTERM; no checkpoint was saved.", "", ExitCode.TERMINATED, label="stopped")
+        return Report("Terminated", "SIGTERM; no new checkpoint was saved.", fix, ExitCode.TERMINATED, label="stopped")
     return None
 
 

@@ -11,6 +11,7 @@ from dsft.core.errors import DoesNotFitError, InputError, ModelError
 from dsft.core.models.device import resolve_device
 from dsft.core.models.source import ModelSource
 from dsft.core.models.tokenizer import load_tokenizer
+from dsft.core.signals import held_signals
 from dsft.infer.answer import Answer, StopReason
 from dsft.infer.config import InferConfig
 from dsft.infer.dtype import DtypeName, resolve_dtype
@@ -85,6 +86,10 @@ def run_infer(config: InferConfig, on_text: Callable[[str], None], on_notice: No
     choice = choose_model(config.model, config.base, Path())
     if config.model is None:
         on_notice(f"Model: {choice.name}, the newest finished run.")
+    with held_signals():
+        # Not needed here yet, but imports are not to be interrupted.
+        from peft import PeftModel  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
     device = resolve_device(config.device)
     placement = Placement(device, resolve_dtype(config.dtype, device), config.use_4bit)
     source, base = find_base(choice)

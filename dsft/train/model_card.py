@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 _EXAMPLES = {"text": "def binary_search(items, target):", "fim": "def area(radius):"}
-_EXAMPLE_INSTRUCTION = "Write a Python function is_multiple_of_five(n) that returns whether n is a multiple of 5."
+_EXAMPLE_INSTRUCTION = "Write a Python function times_four(n) that returns n times 4."
 
 
 def example_question(template_name: str) -> str:

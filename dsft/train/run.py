@@ -69,6 +69,8 @@ def run_train(resolved: ResolvedConfig, *, resume: bool, overwrite: bool, sink: 
     folders = RunFolders(Path(config.output_dir), Path(config.save_dir))
     check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe(config))
     setup = prepare_setup(resolved, sink)
+    for remark in setup.data.report.remarks:
+        sink(Notice(remark))
     with locked(folders):
         # Another run may have begun there since the first look.
         check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe(config))

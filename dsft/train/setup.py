@@ -15,6 +15,7 @@ from dsft.core.models.load import check_trainable
 from dsft.core.models.source import ModelSource, find_model, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
 from dsft.core.paths import cache_dir
+from dsft.core.signals import held_signals
 from dsft.train.events import EventSink, Notice, Phase, PrepareProgress
 
 if TYPE_CHECKING:
@@ -82,8 +83,10 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     rows = open_source(config.dataset, split=config.dataset_split, revision=config.dataset_revision)
 
     sink(Phase("load PyTorch"))
-    from dsft.train.arguments import choose_optimizer, count_steps
-    from dsft.train.batches import SequenceDataset
+    with held_signals():
+        import dsft.train.fit  # noqa: F401  # what comes later, too: imports are not to be interrupted
+        from dsft.train.arguments import choose_optimizer, count_steps
+        from dsft.train.batches import SequenceDataset
 
     device = resolve_device(config.device)
     if device.kind == "cpu":
@@ -142,7 +145,7 @@ def describe_techniques(setup: RunSetup) -> dict[str, str]:
             "fp16": "fp16 compute with loss scaling, float32 LoRA weights",
             "fp32": "off: float32 throughout",
         }[setup.precision],
-        "packing": f"{num_samples} samples in {num_sequences} sequences of up to {config.max_length} tokens"
+        "packing": f"samples: {num_samples}, in sequences of up to {config.max_length} tokens: {num_sequences}"
         if config.packing
         else "off; micro-batches are flat, without padding",
     }

@@ -243,10 +243,10 @@ def test_the_tiny_preset_learns_and_stops_by_itself(tmp_path: Path, run_dsft: Ru
     assert last <= 0.7 * first
     answer = run_dsft(
         "infer",
-        "Write a Python function is_multiple_of_five(n) that returns whether n is a multiple of 5.",
+        "Write a Python function times_four(n) that returns n times 4.",
         "--json",
         cwd=tmp_path,
     )
     told = json.loads(answer.stdout)
     assert told["stop_reason"] == "end_token"
-    assert told["text"].startswith("def is_multiple_of_five(n):")
+    assert told["text"].startswith("def times_four(n):")

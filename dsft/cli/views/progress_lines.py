@@ -71,7 +71,7 @@ def format_event(event: Event) -> str:
         case StepDone():
             return _format_step(event)
         case Validated():
-            best = "  best" if event.is_best else ""
+            best = "  best" if event.is_best and event.step > 0 else ""
             duration = format_duration(event.duration_s)
             return f"validation at step {event.step}  loss {event.loss:.4f}{best}  took {duration}"
         case CheckpointSaved(step, path):

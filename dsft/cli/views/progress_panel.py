@@ -172,7 +172,7 @@ def _loss(state: ProgressState, step: StepDone, width: int) -> Text:
 
 def _validation(newest: Validated, best: Validated | None, width: int) -> Text:
     text = Text.assemble(_label("validation", width), (f"{newest.loss:.4f}", "bold"))
-    if newest.is_best:
+    if newest.is_best and newest.step > 0:
         text.append(" ★ best", "yellow")
     text.append(f" · step {newest.step}", "dim")
     if best is not None and not newest.is_best:

@@ -50,10 +50,10 @@ def _section(title: str, rows: list[_Row]) -> RenderableType:
 
 def _result_rows(result: TrainResult) -> list[_Row]:
     epochs = f"{format_count(result.num_steps)}, {with_noun(f'{result.num_epochs:.3g}', 'epoch')}"
-    start = f", this time from step {result.first_step}" if result.first_step else ""
+    start = f" for the steps after {result.first_step}" if result.first_step else ""
     rows: list[_Row] = [
-        ("steps", Text(epochs + start)),
-        ("time", Text(format_duration(result.duration_s) + (f" on {result.device}" if result.device else ""))),
+        ("steps", Text(epochs)),
+        ("time", Text(format_duration(result.duration_s) + start + (f" on {result.device}" if result.device else ""))),
         ("training loss", _fall(result.first_loss, result.final_loss)),
     ]
     if result.validation_losses and result.best_validation_loss is not None:

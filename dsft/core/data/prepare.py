@@ -65,7 +65,7 @@ def prepare_data(
         tokenizer: The model's tokenizer, checked.
         tokenizer_fingerprint: Hash of everything that decides its ids.
         cache: dsft's cache folder.
-        on_rows: Called now and then with the number of rows read so far.
+        on_rows: Called now and then with the number of rows tokenized so far; never where the cache has them.
 
     Raises:
         DataError: The data can't be read, recognised or used; nothing was written.
@@ -159,8 +159,6 @@ class _Preparation:
         # Files that are no data do not count for the key.
         report.files_left_out = dict(source.left_out)
         report.seconds = round(time.perf_counter() - started_s, 3)
-        if is_from_cache:
-            self.on_rows(report.num_rows)
         return _Prepared(store, report, template, key)
 
     def _key(

@@ -13,7 +13,6 @@ class ListDataset:
     def __init__(self, samples: list[Sample]) -> None:
         self._samples = samples
         self.lengths = np.array([len(sample.token_ids) for sample in samples], dtype=np.int64)
-        self.num_target_tokens = int(sum(sample.is_target.sum() for sample in samples))
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -168,7 +168,7 @@ def test_a_second_start_reads_the_cache_and_finds_the_same(prepare: Prepare, num
     first, second = prepare(), prepare(on_rows=rows_told.append)
     assert num_builds == ["f.jsonl"]
     assert (first.report.is_from_cache, second.report.is_from_cache) == (False, True)
-    assert rows_told == [40]
+    assert rows_told == []
     assert contents(second.train) == contents(first.train)
     assert contents(second.validation) == contents(first.validation)
     assert (second.key, second.preview) == (first.key, first.preview)
