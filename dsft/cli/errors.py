@@ -91,7 +91,8 @@ def _report_usage(error: BaseException) -> Report | None:
         found = f"{command} has no option {option}."
         fix = f"Did you mean {possibilities[0]}? {fix}" if possibilities else fix
     else:
-        found = error.format_message()  # type: ignore[attr-defined]  # of typer's exceptions
+        message: str = error.format_message()  # type: ignore[attr-defined]  # of typer's exceptions
+        found = message.replace(": Value error, ", ": ")
     return Report("UsageError", found, fix, ExitCode.WRONG_INPUT)
 
 

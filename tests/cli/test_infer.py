@@ -251,3 +251,10 @@ def test_a_stdout_that_the_shell_has_closed_is_no_error(models: Path, mode: str)
     command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "dsft", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_wrong_choice_is_told_in_plain_words(run_dsft: RunDsft) -> None:
+    done = run_dsft("infer", "x", "--template", "nope")
+    assert done.returncode == 2
+    assert "Value error" not in done.stderr
+    assert "'nope' is not one of" in done.stderr

@@ -59,7 +59,7 @@ class _Settings:
 
 def render_plan(dry: "DryRun") -> RenderableType:
     """Draw how many steps and samples the run would have, and how each technique would be used."""
-    table = _make_table("What would run")
+    table = _make_table("\nWhat would run")
     counts = (
         ("optimizer steps", dry.num_steps),
         ("samples to train on", dry.num_train_samples),
