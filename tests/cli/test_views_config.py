@@ -68,7 +68,8 @@ def test_without_room_for_columns_each_setting_is_followed_by_value_and_origin(w
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_the_plan_loses_nothing(width: int) -> None:
-    lines = draw(render_plan(make_plan(TECHNIQUES)), width)
+    blank, *lines = draw(render_plan(make_plan(TECHNIQUES)), width)
+    assert not blank.strip()
     drawn = [unspaced(*(line[: lines[1].index("1,234")] for line in lines))]
     drawn.append(unspaced(*(line[lines[1].index("1,234") :] for line in lines)))
     assert drawn == [
