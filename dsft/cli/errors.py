@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import typer
 
 from dsft.cli.noise import is_debugging
-from dsft.core.errors import DsftError, ExitCode, RunInterrupted
+from dsft.core.errors import CPU_ALLOCATOR, DsftError, ExitCode, RunInterrupted, is_out_of_memory
 
 _UsageError = typer.BadParameter.__base__ or typer.BadParameter
 """The base of every error in how a command line is written; typer names it only through this class."""
@@ -17,8 +17,6 @@ _HUB_WAYS_ON = (
     "Check the name and the connection, or go on without the hub: `--dataset FILE`, `--model-name DIR`, "
     "or `--preset tiny`, which needs neither."
 )
-
-_CPU_ALLOCATOR = "DefaultCPUAllocator: "
 
 _MEMORY_WAYS_ON = (
     "Close other programs that use the memory, or need less of it: to train, a smaller --max-length or --lora-r; "
@@ -69,7 +67,7 @@ def report(error: BaseException) -> Report:
 def _report_stop(error: BaseException) -> Report | None:
     if isinstance(error, RunInterrupted):
         found = f"{error.signal_name} after step {error.step}; a checkpoint is saved in {error.checkpoint}."
-        fix = "The same command with --resume goes on from there."
+        fix = "The same command with --resume (and without --overwrite) goes on from there."
         return Report("RunInterrupted", found, fix, error.exit_code, label="stopped")
     fix = " ".join(getattr(error, "__notes__", []))
     if isinstance(error, KeyboardInterrupt):
@@ -108,12 +106,10 @@ def _report_hub(error: BaseException) -> Report | None:
 
 
 def _report_memory(error: BaseException) -> Report | None:
-    first_line = str(error).strip().partition("\n")[0]
-    # torch has a class of its own for a GPU's memory alone.
-    is_cpu_allocator = isinstance(error, RuntimeError) and _CPU_ALLOCATOR in first_line
-    if not (is_cpu_allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+    if not is_out_of_memory(error):
         return None
-    details = first_line.rpartition(_CPU_ALLOCATOR)[2]
+    first_line = str(error).strip().partition("\n")[0]
+    details = first_line.rpartition(CPU_ALLOCATOR)[2]
     found = f"out of memory{': ' if details else ''}{details}"
     return Report("DoesNotFitError", found, _MEMORY_WAYS_ON, ExitCode.DOES_NOT_FIT)
 

@@ -99,6 +99,16 @@ class CheckpointError(DsftError):
     """A checkpoint can't be written, is damaged, or belongs to another configuration."""
 
 
+CPU_ALLOCATOR = "DefaultCPUAllocator: "
+"""What torch's RuntimeError says where the host's memory is too small; for a GPU's it has a class."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of the host or of a GPU is too small; loads no torch for it."""
+    is_cpu_allocator = isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error)
+    return is_cpu_allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
 class RunInterrupted(Exception):
     """A signal ended the run after a resumable checkpoint was saved.
 

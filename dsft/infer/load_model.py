@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsft.core.errors import ConfigError, ModelError
+from dsft.core.errors import ConfigError, ModelError, is_out_of_memory
 from dsft.core.models.device import Device
 from dsft.core.models.source import ModelSource
 from dsft.infer.dtype import DtypeName
@@ -71,7 +71,7 @@ def _load_base(source: ModelSource, placement: Placement) -> "PreTrainedModel":
             **source.load_arguments,
         )
     except (SafetensorError, OSError, ValueError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         raise ModelError(
             f"The weights of {source.name} can't be loaded: {_first_line(error)}",

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers import TrainingArguments
 
@@ -17,11 +18,13 @@ class OptimizerChoice:
     Attributes:
         name: The Trainer's name for it.
         description: One phrase for the summary.
+        state: Whose form its state has in a checkpoint.
         notice: A sentence where it is not the one that was asked for.
     """
 
     name: str
     description: str
+    state: Literal["bitsandbytes", "torch"]
     notice: str | None = None
 
 
@@ -29,12 +32,14 @@ def choose_optimizer(config: TrainConfig, device: Device) -> OptimizerChoice:
     """Choose the optimizer: bitsandbytes' paged AdamW on CUDA, PyTorch's AdamW where paging does not exist."""
     if device.kind == "cuda":
         if config.optimizer == "paged_adamw_32bit":
-            return OptimizerChoice("paged_adamw_32bit", "paged AdamW, 32-bit state that can page to host memory")
-        return OptimizerChoice("adamw_torch_fused", "AdamW, fused, 32-bit state")
+            return OptimizerChoice(
+                "paged_adamw_32bit", "paged AdamW, 32-bit state that can page to host memory", "bitsandbytes"
+            )
+        return OptimizerChoice("adamw_torch_fused", "AdamW, fused, 32-bit state", "torch")
     notice = None
     if config.optimizer == "paged_adamw_32bit":
         notice = "The paged optimizer needs CUDA; PyTorch's AdamW with the same settings is used instead."
-    return OptimizerChoice("adamw_torch", "AdamW, 32-bit state", notice)
+    return OptimizerChoice("adamw_torch", "AdamW, 32-bit state", "torch", notice)
 
 
 def count_steps(config: TrainConfig, num_sequences: int) -> int:

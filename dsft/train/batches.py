@@ -155,6 +155,8 @@ class EffectiveBatchLoader(DataLoader[list[Sample]]):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             worker_init_fn=_obey_parent_alone,
+            # Signals and the parent's id are a worker's own business only where it is a fork of this process.
+            multiprocessing_context="fork" if num_workers > 0 else None,
             # Its own generator: starting workers must not advance the global one, or a resumed run would differ.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -198,10 +200,14 @@ def _obey_parent_alone(_worker: int) -> None:
     """
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    parent = os.getppid()
 
     def wait_for_parent() -> None:
-        while signal.sigwaitinfo(signals).si_pid != os.getppid():
-            pass
+        sender = None
+        # A worker holds what it inherited, the lock of the output folder too: it must not outlive its parent.
+        while sender != parent and os.getppid() == parent:
+            came = signal.sigtimedwait(signals, 1)
+            sender = came.si_pid if came is not None else None
         os._exit(0)
 
     threading.Thread(target=wait_for_parent, daemon=True).start()

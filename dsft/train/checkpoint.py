@@ -54,7 +54,7 @@ def replace_folder(target: Path, write_files: Callable[[Path], None]) -> Path:
         shutil.rmtree(retired)
     else:
         staging.rename(target)
-    _flush_folder(target.parent)
+    flush_folder(target.parent)
     return target
 
 
@@ -74,14 +74,15 @@ def staged(staging: Path, target: Path) -> Iterator[None]:
         staging.mkdir(parents=True)
         yield
         _flush(staging)
-    # A full disk is an OSError, of torch a RuntimeError, of safetensors its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if not _is_write_error(error):
+            raise
         free = format_gib(shutil.disk_usage(_nearest_folder(staging)).free)
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
             f"{target} can't be written: {reason} ({free} free there).",
-            "Make room, then go on with --resume.",
+            "Put that right, then go on with --resume (and without --overwrite).",
         ) from error
 
 
@@ -166,6 +167,12 @@ def _write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
+def _is_write_error(error: BaseException) -> bool:
+    # torch's writer has no class of its own.
+    is_of_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_co" in str(error))
+    return isinstance(error, OSError | SafetensorError) or is_of_torch
+
+
 def _nearest_folder(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.exists())
 
@@ -178,7 +185,7 @@ def _flush(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    _flush_folder(folder)
+    flush_folder(folder)
 
 
 def _new_file_mode() -> int:
@@ -187,7 +194,8 @@ def _new_file_mode() -> int:
     return 0o666 & ~mask
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Bring what was renamed in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

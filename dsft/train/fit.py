@@ -69,7 +69,7 @@ def fit(
     except BaseException as stop:  # ended at once by a second signal: what is there to go on with?
         newest = next(iter(list_checkpoints(folders.output_dir)), None)
         if newest is not None:
-            stop.add_note(f"The same command with --resume goes on from {newest}.")
+            stop.add_note(f"The same command with --resume (and without --overwrite) goes on from {newest}.")
         raise
     finally:
         recorder.close()

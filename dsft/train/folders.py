@@ -12,16 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from dsft.core.errors import OutputFolderError
-from dsft.train.checkpoint import list_checkpoints, remove_leftovers
+from dsft.train.checkpoint import list_checkpoints
 
 RUN_RECORD = "run.json"
 EVENT_LOG = "events.jsonl"
 BEST_ADAPTER = "adapter-best"
 """Folder in the output folder that holds the adapter of the lowest validation loss."""
 
-_MODEL_FILES = ("adapter_config.json", "config.json")
-_REPLACED_FILES = ("README.md", "loss.png", "tokenizer.json", "tokenizer_config.json", "training_summary.json")
-"""What a run writes beside its adapter, and what a folder that was never a model's may hold for other reasons."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""In a save folder it says that the folder is a run's."""
+
+MERGED = "merged_model"
+
+_FOREIGN = (
+    "config.json",
+    "README.md",
+    "loss.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training_summary.json",
+    MERGED,
+)
+"""What a save folder that is no run's may hold, and a run would replace or (a whole model) spoil."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class RunInputs:
     Attributes:
         data: Key of the samples and their division.
         model: Fingerprint of the base model's weights.
-        optimizer: Name of the optimizer whose state the checkpoints hold.
+        optimizer: Whose optimizer state the checkpoints hold: bitsandbytes or torch.
     """
 
     data: str
@@ -80,6 +92,11 @@ def check_folders(folders: RunFolders, *, resume: bool, overwrite: bool, recipe:
             f"output_dir and save_dir are both {folders.output_dir}.", "Choose two folders: --output-dir, --save-dir."
         )
     _check_foreign_files(folders.save_dir)
+    if list_checkpoints(folders.output_dir) and not (folders.output_dir / RUN_RECORD).exists():
+        raise OutputFolderError(
+            f"{folders.output_dir} holds checkpoints but no {RUN_RECORD}, so they are not of a dsft run.",
+            "Choose another --output-dir.",
+        )
     if overwrite:
         return
     if resume and _holds_run(folders.output_dir):
@@ -112,8 +129,8 @@ def check_same_inputs(output_dir: Path, inputs: RunInputs) -> None:
         "data": ("The data (or the tokenizer) has changed", "Put the old data back"),
         "model": ("The weights of the base model have changed", "Put the old model back"),
         "optimizer": (
-            f"The optimizer is now {inputs.optimizer} instead of {earlier.get('optimizer')}, which can't "
-            "read the state that was saved; this has changed",
+            f"The optimizer is now {inputs.optimizer}'s, which can't read the state that was saved of "
+            f"{earlier.get('optimizer')}'s; that has changed",
             "Take the kind of device it ran on",
         ),
     }[changes[0]]
@@ -125,22 +142,27 @@ def check_same_inputs(output_dir: Path, inputs: RunInputs) -> None:
 
 @contextmanager
 def locked(folders: RunFolders) -> Iterator[None]:
-    """Make a run's folders and keep the output folder for this process: two runs never write into the same one.
+    """Make a run's folders and keep them for this process: two runs never write into the same one.
 
     Folders made here are removed again if nothing was written into them.
 
     Raises:
-        OutputFolderError: Another process holds the output folder, or a folder can't be made.
+        OutputFolderError: Another process holds a folder, or it can't be made.
     """
-    with _made(folders.output_dir), _made(folders.save_dir):
-        descriptor = os.open(folders.output_dir, os.O_RDONLY | os.O_DIRECTORY)
+    with _held(folders.output_dir, "--output-dir"), _held(folders.save_dir, "--save-dir"):
+        yield
+
+
+@contextmanager
+def _held(folder: Path, flag: str) -> Iterator[None]:
+    with _made(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             raise OutputFolderError(
-                f"Another run is writing into {folders.output_dir} now.",
-                "Wait for its end, or choose another --output-dir.",
+                f"Another run is writing into {folder} now.", f"Wait for its end, or choose another {flag}."
             ) from None
         except OSError:
             pass  # some network file systems have no locks
@@ -180,7 +202,6 @@ def prepare_folders(
     Returns:
         The run's id; a resumed run keeps its own.
     """
-    remove_leftovers(folders.output_dir)
     if not resume:
         for checkpoint in [*list_checkpoints(folders.output_dir), *folders.output_dir.glob("checkpoint-*.damaged")]:
             shutil.rmtree(checkpoint)
@@ -192,7 +213,7 @@ def prepare_folders(
         "run_id": run_id,
         "recipe": recipe,
         "inputs": asdict(inputs),
-        "save_dir": str(folders.save_dir),
+        "save_dir": str(folders.save_dir.resolve()),
         **facts,
     }
     staging = folders.output_dir / f".{RUN_RECORD}.writing"
@@ -211,17 +232,18 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _check_foreign_files(save_dir: Path) -> None:
-    if any((save_dir / name).exists() for name in _MODEL_FILES):
+    if (save_dir / ADAPTER_CONFIG).exists():
         return
-    for name in _REPLACED_FILES:
+    for name in _FOREIGN:
         if (save_dir / name).exists():
             raise OutputFolderError(
-                f"{save_dir} holds no model but a {name}, which the run would replace.", "Choose another --save-dir."
+                f"{save_dir} holds {name} and is no folder of a run, which would replace it.",
+                "Choose another --save-dir.",
             )
 
 
 def _check_save_folder(save_dir: Path) -> None:
-    if any((save_dir / name).exists() for name in _MODEL_FILES):
+    if (save_dir / ADAPTER_CONFIG).exists():
         raise OutputFolderError(
             f"{save_dir} already holds a trained model.",
             "Go on with its run by --resume, replace it by --overwrite, or choose another --save-dir.",
@@ -230,11 +252,6 @@ def _check_save_folder(save_dir: Path) -> None:
 
 def _read_record(output_dir: Path) -> dict[str, Any]:
     path = output_dir / RUN_RECORD
-    if not path.exists():
-        raise OutputFolderError(
-            f"{output_dir} holds checkpoints but no {RUN_RECORD}, so they are not of a dsft run.",
-            "Choose another --output-dir.",
-        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from dsft.core.errors import ModelError
 from dsft.train.checkpoint import checkpoint_step, find_newest_valid, set_aside_damaged
 from dsft.train.events import EventSink, Notice, TrainResult
-from dsft.train.folders import RunFolders, read_run_id
+from dsft.train.folders import ADAPTER_CONFIG, RunFolders, read_run_id
+from dsft.train.restore import ADAPTER_WEIGHTS
 from dsft.train.setup import RunSetup
 from dsft.train.summary import SUMMARY, read_summary
 
@@ -31,7 +32,9 @@ def find_checkpoint(output_dir: Path, sink: EventSink) -> Path | None:
 
 def find_result(setup: RunSetup, folders: RunFolders, checkpoint: Path | None) -> TrainResult | None:
     """Return the result of a run that had finished and whose final folder is whole."""
-    if first_step_after(checkpoint) < setup.num_steps or not (folders.save_dir / SUMMARY).exists():
+    needed = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, SUMMARY)
+    is_whole = all((folders.save_dir / name).exists() for name in needed)
+    if first_step_after(checkpoint) < setup.num_steps or not is_whole:
         return None
     try:
         result = read_summary(folders.save_dir)

@@ -81,11 +81,11 @@ def _run_locked(setup: RunSetup, folders: RunFolders, *, resume: bool, sink: Eve
     from dsft.train.fit import fit
     from dsft.train.resume import find_checkpoint, find_result
 
-    inputs = RunInputs(setup.data.key, setup.model_fingerprint, setup.optimizer.name)
+    inputs = RunInputs(setup.data.key, setup.model_fingerprint, setup.optimizer.state)
+    remove_leftovers(folders.output_dir)
     checkpoint = None
     if resume:
         check_same_inputs(folders.output_dir, inputs)
-        remove_leftovers(folders.output_dir)
         checkpoint = find_checkpoint(folders.output_dir, sink)
         finished = find_result(setup, folders, checkpoint)
         if finished is not None:

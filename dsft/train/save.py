@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsft.core.errors import CheckpointError
-from dsft.train.checkpoint import find_damage, staged
+from dsft.train.checkpoint import find_damage, flush_folder, staged
 from dsft.train.events import TrainResult
-from dsft.train.folders import BEST_ADAPTER, RunFolders
+from dsft.train.folders import ADAPTER_CONFIG, BEST_ADAPTER, MERGED, RunFolders
 from dsft.train.restore import ADAPTER_WEIGHTS
 from dsft.train.summary import SUMMARY, write_summary
 from dsft.train.trainer import QloraTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-MERGED = "merged_model"
 
 
 def save_final_adapter(
@@ -46,10 +44,14 @@ def save_final_adapter(
         write_summary(result, staging)
     (save_dir / SUMMARY).unlink(missing_ok=True)
     shutil.rmtree(save_dir / MERGED, ignore_errors=True)
-    names = sorted(path.name for path in staging.iterdir())
-    for name in sorted(names, key=lambda name: name == SUMMARY):
+    # The first file makes the folder the run's, the last one makes it complete.
+    others = sorted({path.name for path in staging.iterdir()} - {ADAPTER_CONFIG, SUMMARY})
+    for name in (ADAPTER_CONFIG, *others):
         _replace(staging / name, save_dir / name)
+    flush_folder(save_dir)
+    _replace(staging / SUMMARY, save_dir / SUMMARY)
     staging.rmdir()
+    flush_folder(save_dir)
 
 
 def _copy_best(best: Path, staging: Path) -> None:
@@ -59,7 +61,7 @@ def _copy_best(best: Path, staging: Path) -> None:
             f"The adapter of the lowest validation loss in {best} can't be used: {damage}.",
             "The same command with --resume --keep last saves the adapter of the last step.",
         )
-    for name in ("adapter_config.json", ADAPTER_WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         shutil.copy2(best / name, staging / name)
 
 

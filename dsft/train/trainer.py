@@ -106,6 +106,7 @@ class QloraTrainer(Trainer):
         self._num_workers = num_workers
         self._is_interrupt_told = False
         self._num_skipped_steps = 0
+        self._num_steps_tried = 0
         self.step_tokens = 0
         self.step_targets = 0
         self.data_wait_s = 0.0
@@ -161,6 +162,7 @@ class QloraTrainer(Trainer):
         """
         model.train()
         self._refuse_endless_overflow()
+        self._num_steps_tried += 1
         micro_batches = split_into_micro_batches(inputs, self.plan.micro_batch_size)
         num_targets = sum(batch.num_targets for batch in micro_batches)
         self.step_targets = num_targets
@@ -182,11 +184,22 @@ class QloraTrainer(Trainer):
             )
         return total
 
-    def _refuse_endless_overflow(self) -> None:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see transformers' Trainer.
+
+        Raises:
+            NonFiniteLossError: As `training_step`, or no step of a float16 run was taken.
+        """
+        output = super().train(*args, **kwargs)
+        if self.state.global_step == self._num_steps_tried:  # a resumed run has taken steps before
+            self._refuse_endless_overflow(most=min(MAX_SKIPPED_STEPS, self._num_steps_tried - 1))
+        return output
+
+    def _refuse_endless_overflow(self, most: int = MAX_SKIPPED_STEPS) -> None:
         if not self.args.fp16:
             return
         self._num_skipped_steps = self._num_skipped_steps + 1 if self.accelerator.optimizer_step_was_skipped else 0
-        if self._num_skipped_steps > MAX_SKIPPED_STEPS:
+        if self._num_skipped_steps > most:
             raise NonFiniteLossError(
                 f"The gradients of {self._num_skipped_steps} steps in a row are too large for float16; the last of "
                 f"them is step {self.state.global_step}.",

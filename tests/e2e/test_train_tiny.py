@@ -102,13 +102,25 @@ def test_a_final_folder_that_is_missing_is_written_from_the_last_checkpoint(
     assert summary(tmp_path)["validation_losses"] == summary(short_run)["validation_losses"]
 
 
+def test_a_final_folder_without_its_weights_is_written_again(short_run: Path, tmp_path: Path, run_dsft: RunDsft):
+    shutil.copytree(short_run, tmp_path / "copy", ignore=shutil.ignore_patterns("cache"))
+    record = tmp_path / "copy" / "results_tiny" / "run.json"
+    record.write_text(record.read_text().replace(str(short_run), str(tmp_path / "copy")))
+    adapter = tmp_path / "copy" / "trained_tiny" / "adapter_model.safetensors"
+    content = adapter.read_bytes()
+    adapter.unlink()
+    done = run_dsft(*SHORT, "--resume", cwd=tmp_path / "copy")
+    assert done.returncode == 0, done.stderr
+    assert adapter.read_bytes() == content
+
+
 def test_keeping_the_best_needs_a_whole_best_adapter(short_run: Path, tmp_path: Path, run_dsft: RunDsft):
     shutil.copytree(short_run / "results_tiny", tmp_path / "results_tiny")
     (tmp_path / "results_tiny" / "adapter-best" / "adapter_model.safetensors").unlink()
     done = run_dsft(*SHORT, "--resume", "--keep", "best", cwd=tmp_path)
     assert done.returncode == 1
     assert "--keep last" in done.stderr
-    assert not (tmp_path / "trained_tiny" / "training_summary.json").exists()
+    assert not (tmp_path / "trained_tiny").exists()
 
 
 def test_a_signal_to_the_whole_group_leaves_a_checkpoint(tmp_path: Path):

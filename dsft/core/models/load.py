@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsft.core.errors import ModelError
+from dsft.core.errors import ModelError, is_out_of_memory
 from dsft.core.models.attention import AttentionKernel, register_attention
 from dsft.core.models.device import Device, Precision, torch_dtype
 from dsft.core.models.source import ModelSource
@@ -123,6 +123,8 @@ def load_quantized(
             **source.load_arguments,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         first_line = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"The weights of {source.name} can't be loaded: {first_line}",

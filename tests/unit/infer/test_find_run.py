@@ -79,11 +79,13 @@ def test_a_checkpoint_and_a_merged_model_are_answered_as_their_run_says(tmp_path
 
 
 def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
-    make_run(tmp_path / "checkpoint-5", trained_at_s=None)
+    for name in ("checkpoint-50", "checkpoint-100", "checkpoint-900.damaged", ".checkpoint-7.writing", "adapter-best"):
+        make_run(tmp_path / name, trained_at_s=None)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ModelError, match="folder of checkpoints") as caught:
         choose_model(str(tmp_path), None, tmp_path)
-    assert "/checkpoint-5" in caught.value.fix
+    assert "(checkpoint-50, checkpoint-100), e.g. " in caught.value.fix
+    assert caught.value.fix.endswith("/checkpoint-100.")
 
 
 def test_the_summary_names_base_and_template(tmp_path: Path) -> None:

@@ -1,3 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +87,31 @@ def test_groups_hold_every_sample_once_and_never_more_tokens_than_allowed():
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
     for group in groups:
         assert lengths[group].sum() <= 64 or len(group) == 1
+
+
+ORPHANING = """
+import os, signal
+from dsft.train.batches import EffectiveBatchLoader, SequenceDataset
+from tests.unit.train.random_samples import make_samples
+loader = EffectiveBatchLoader(SequenceDataset(make_samples(8)), effective_batch_size=2, seed=0, num_workers=1)
+batches = iter(loader)
+next(batches)
+print(batches._workers[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_does_not_outlive_its_parent():
+    """It would hold the lock of the run's folders."""
+    with subprocess.Popen([sys.executable, "-c", ORPHANING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    deadline_s = time.monotonic() + 3  # torch's own watchdog needs 5
+    while time.monotonic() < deadline_s:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker is still there")

@@ -9,7 +9,7 @@ from dsft.train.checkpoint import write_checkpoint
 from dsft.train.folders import RunFolders, RunInputs, check_folders, check_same_inputs, locked, prepare_folders
 
 RECIPE = {"lora_r": 8, "learning_rate": 2e-4}
-INPUTS = RunInputs(data="data", model="weights", optimizer="adamw_torch")
+INPUTS = RunInputs(data="data", model="weights", optimizer="torch")
 
 
 @pytest.fixture
@@ -56,8 +56,9 @@ def test_resuming_where_no_run_is_does_not_touch_another_runs_model(folders: Run
 
 def test_foreign_checkpoints_are_not_resumed(folders: RunFolders):
     (folders.output_dir / "checkpoint-3").mkdir(parents=True)
-    with pytest.raises(OutputFolderError, match="not of a dsft run"):
-        check(folders, resume=True)
+    for flag in ("resume", "overwrite"):
+        with pytest.raises(OutputFolderError, match="not of a dsft run"):
+            check(folders, **{flag: True})
 
 
 def test_a_folder_that_cannot_be_written_is_named(folders: RunFolders, monkeypatch: pytest.MonkeyPatch):
@@ -77,7 +78,7 @@ def test_resuming_with_other_settings_names_them(folders: RunFolders):
     [
         ({"data": "other"}, r"The data \(or the tokenizer\) has changed"),
         ({"model": "other"}, "The weights of the base model have changed"),
-        ({"optimizer": "paged_adamw_32bit"}, "optimizer is now paged_adamw_32bit instead of adamw_torch"),
+        ({"optimizer": "bitsandbytes"}, "optimizer is now bitsandbytes's, which can't read the state .* of torch's"),
     ],
 )
 def test_resuming_with_other_inputs_is_refused(folders: RunFolders, change: dict[str, str], expected: str):
@@ -114,6 +115,37 @@ def test_two_runs_never_write_into_one_folder(folders: RunFolders):
         pass
 
 
+def test_two_runs_never_save_into_one_folder(folders: RunFolders, tmp_path: Path):
+    other = RunFolders(tmp_path / "other", folders.save_dir)
+    with locked(folders), pytest.raises(OutputFolderError, match="trained now"), locked(other):
+        pass
+
+
+def test_the_save_folder_is_known_from_any_working_folder(
+    folders: RunFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a", "b"):
+        (tmp_path / name / "trained").mkdir(parents=True)
+        (tmp_path / name / "trained" / "adapter_config.json").touch()
+    relative = RunFolders(folders.output_dir, Path("trained"))
+    folders.output_dir.mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    prepare_folders(relative, resume=False, recipe=RECIPE, inputs=INPUTS, facts={})
+    check(relative, resume=True)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(OutputFolderError, match="trained model"):
+        check(relative, resume=True)
+    check(RunFolders(folders.output_dir, tmp_path / "a" / "trained"), resume=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["config.json", "merged_model"])
+def test_a_whole_model_is_never_written_into(folders: RunFolders, name: str, overwrite: bool):
+    (folders.save_dir / name).mkdir(parents=True)
+    with pytest.raises(OutputFolderError, match=name):
+        check(folders, overwrite=overwrite)
+
+
 def test_a_folder_made_for_nothing_is_removed_again(tmp_path: Path):
     folders = RunFolders(tmp_path / "a" / "b", tmp_path / "c")
     with locked(folders):
@@ -134,7 +166,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
 def test_the_user_s_own_readme_is_not_replaced(folders: RunFolders, overwrite: bool):
     folders.save_dir.mkdir()
     (folders.save_dir / "README.md").write_text("# my project")
-    with pytest.raises(OutputFolderError, match=r"no model but a README\.md"):
+    with pytest.raises(OutputFolderError, match=r"holds README\.md and is no folder of a run"):
         check(folders, overwrite=overwrite)
 
 

@@ -1,5 +1,6 @@
 """The training step, validation and resume of QloraTrainer, on a random Llama with NF4 weights."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,6 +262,18 @@ def test_gradients_that_overflow_without_end_stop_a_float16_run(load_model, tmp_
         run.trainer._refuse_endless_overflow()
     with pytest.raises(NonFiniteLossError, match="too large for float16"):
         run.trainer._refuse_endless_overflow()
+
+
+@pytest.mark.parametrize(("skipped", "is_refused"), [(2, True), (1, False)])
+def test_a_short_float16_run_that_took_no_step_is_refused(
+    load_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skipped: int, is_refused: bool
+):
+    run = Run(load_model(), tmp_path, steps=2)
+    run.trainer.args.fp16 = True
+    was_skipped = lambda _: run.trainer.state.global_step > 2 - skipped  # noqa: E731
+    monkeypatch.setattr(type(run.trainer.accelerator), "optimizer_step_was_skipped", property(was_skipped))
+    with pytest.raises(NonFiniteLossError, match="2 steps in a row") if is_refused else nullcontext():
+        run.train()
 
 
 def test_a_run_of_one_step_learns(load_model, tmp_path: Path):
