@@ -90,10 +90,8 @@ def choose_model(model: str | None, base: str | None, parent: Path) -> ModelChoi
                 "Leave --base out, or name the adapter's folder with --model.",
             )
         if (folder / RECORD_FILE).is_file():
-            steps = (
-                path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{ADAPTER_FILE}")
-            )
-            adapters = [f"checkpoint-{step}" for step in sorted((step for step in steps if step.isdigit()), key=int)]
+            steps = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*"))
+            adapters = [f"checkpoint-{step}" for step in sorted(filter(str.isdigit, steps), key=int)]
             raise ModelError(
                 f"{name} is a run's folder of checkpoints and no model itself.",
                 f"Name one of them ({', '.join(adapters)}), e.g. --model {name.rstrip('/')}/{adapters[-1]}."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dsft.train.checkpoint import replace_folder
 from tests.conftest import RunDsft
 
 TINY = ("train", "--preset", "tiny")
@@ -112,6 +113,22 @@ def test_a_final_folder_without_its_weights_is_written_again(short_run: Path, tm
     done = run_dsft(*SHORT, "--resume", cwd=tmp_path / "copy")
     assert done.returncode == 0, done.stderr
     assert adapter.read_bytes() == content
+
+
+def test_a_last_validation_that_was_cut_short_is_made_up_for(short_run: Path, tmp_path: Path, run_dsft: RunDsft):
+    shutil.copytree(short_run / "results_tiny", tmp_path / "results_tiny")
+    last = tmp_path / "results_tiny" / "checkpoint-3"
+    state = json.loads((last / "trainer_state.json").read_text())
+    state["log_history"] = [log for log in state["log_history"] if not ("eval_loss" in log and log["step"] == 3)]
+
+    def write_files(folder: Path) -> None:
+        shutil.copytree(last, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+
+    replace_folder(last, write_files)
+    done = run_dsft(*SHORT, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path)["validation_losses"] == summary(short_run)["validation_losses"]
 
 
 def test_keeping_the_best_needs_a_whole_best_adapter(short_run: Path, tmp_path: Path, run_dsft: RunDsft):
