@@ -88,6 +88,6 @@ def test_a_dry_run_tells_steps_samples_and_techniques(capsys: pytest.CaptureFixt
     counts = SimpleNamespace(num_steps=1234, num_train_samples=19622, num_validation_samples=400)
     Output().show(render_plan(SimpleNamespace(**vars(counts), techniques={"QLoRA": "NF4"})))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[1:] == [
+    assert lines[2:] == [
         "optimizer steps 1,234", "samples to train on 19,622", "samples held out 400", "QLoRA NF4",
     ]  # fmt: skip

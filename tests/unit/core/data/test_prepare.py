@@ -1,10 +1,7 @@
-"""The whole way of a run's data: every kind of file, cache, division, refusals, and memory that stays flat."""
+"""The whole way of a run's data: every kind of file, division, refusals."""
 
 import csv
 import json
-import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,55 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from dsft.core.config.schema import TrainConfig
-from dsft.core.data.build import SampleBuilder
-from dsft.core.data.prepare import PreparedData, prepare_data
-from dsft.core.data.samples import TokenizedDataset
-from dsft.core.data.sources import open_source
-from dsft.core.errors import DataError, UnreachableHubError
+from dsft.core.errors import UnreachableHubError
+from tests.unit.core.data.preparing import ROWS, Prepare, contents, error_of, texts, write_lines
 from tests.unit.core.data.small_tokenizer import EOS
-
-ROWS = [{"instruction": f"Say {number}.", "input": "", "output": f"It is {number}."} for number in range(40)]
-
-Prepare = Callable[..., PreparedData]
-
-
-@pytest.fixture
-def prepare(small: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
-    """Prepare data with settings and a cache of the test's own, in the folder in which the test stands."""
-    monkeypatch.chdir(tmp_path)
-
-    def prepare_with(
-        *, fingerprint: str = "small", on_rows: Callable[[int], None] = lambda num_rows: None, **settings: Any
-    ) -> PreparedData:
-        config = TrainConfig(**{"dataset": "f.jsonl", "max_length": 400, "validation_split": 0.25} | settings)
-        source = open_source(config.dataset, split=config.dataset_split, revision=config.dataset_revision)
-        cache = tmp_path / "cache"
-        return prepare_data(config, source, small, tokenizer_fingerprint=fingerprint, cache=cache, on_rows=on_rows)
-
-    return prepare_with
-
-
-def write_lines(path: str | Path, rows: list[Any]) -> None:
-    Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-
-
-def contents(samples: TokenizedDataset | None) -> list[tuple[list[int], list[bool]]]:
-    assert samples is not None
-    found = [samples[index] for index in range(len(samples))]
-    return [(sample.token_ids.tolist(), sample.is_target.tolist()) for sample in found]
-
-
-def texts(samples: TokenizedDataset | None, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    return [tokenizer.decode(token_ids) for token_ids, _ in contents(samples)]
-
-
-def error_of(prepare: Prepare, **settings: Any) -> DataError:
-    with pytest.raises(DataError) as caught:
-        prepare(**settings)
-    assert caught.value.fix
-    return caught.value
-
 
 # Kinds of files and layouts
 
@@ -143,141 +94,6 @@ def test_a_folder_of_source_files_gives_gaps_to_fill(prepare: Prepare):
     data = prepare(dataset="src", validation_split=0)
     assert (data.report.layout, data.template.name) == ("source files", "fim")
     assert data.report.files_left_out == {"binary": 1}
-
-
-# Cache
-
-
-@pytest.fixture
-def num_builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the data sets that were tokenized."""
-    built: list[str] = []
-    build = SampleBuilder.build
-
-    def count(self: SampleBuilder, writer: Any) -> dict[str, object]:
-        built.append(self._source.name)
-        return build(self, writer)
-
-    monkeypatch.setattr(SampleBuilder, "build", count)
-    return built
-
-
-def test_a_second_start_reads_the_cache_and_finds_the_same(prepare: Prepare, num_builds: list[str]):
-    write_lines("f.jsonl", ROWS)
-    rows_told: list[int] = []
-    first, second = prepare(), prepare(on_rows=rows_told.append)
-    assert num_builds == ["f.jsonl"]
-    assert (first.report.is_from_cache, second.report.is_from_cache) == (False, True)
-    assert rows_told == []
-    assert contents(second.train) == contents(first.train)
-    assert contents(second.validation) == contents(first.validation)
-    assert (second.key, second.preview) == (first.key, first.preview)
-    first.report.is_from_cache, first.report.seconds = second.report.is_from_cache, second.report.seconds
-    assert second.report == first.report
-
-
-def test_progress_is_told_while_the_samples_are_made(prepare: Prepare):
-    write_lines("f.jsonl", ROWS * 50)
-    rows_told: list[int] = []
-    prepare(on_rows=rows_told.append)
-    assert rows_told == sorted(rows_told) and len(rows_told) > 1
-    assert rows_told[-1] == 2000
-
-
-def test_a_moved_file_is_read_from_the_cache_under_its_new_name(prepare: Prepare, num_builds: list[str]):
-    write_lines("f.jsonl", ROWS)
-    key = prepare().key
-    Path("f.jsonl").rename("g.jsonl")
-    moved = prepare(dataset="g.jsonl")
-    assert (moved.key, moved.report.dataset, num_builds) == (key, "g.jsonl", ["f.jsonl"])
-
-
-def test_left_out_files_are_those_of_now(prepare: Prepare, num_builds: list[str]):
-    Path("src").mkdir()
-    Path("src/a.py").write_text("def f(x):\n    return x + 1\n" * 3)
-    assert prepare(dataset="src", validation_split=0).report.files_left_out == {}
-    Path("src/b.png").write_bytes(b"\0")
-    assert prepare(dataset="src", validation_split=0).report.files_left_out == {"binary": 1}
-    assert num_builds == ["src"]
-
-
-CHANGED_SAMPLES: list[dict[str, Any]] = [
-    {"max_length": 100},
-    {"template": "deepseek"},
-    {"loss_on": "all"},
-    {"over_length": "truncate"},
-    {"max_samples": 30},
-    {"bad_rows": "skip"},
-    {"fingerprint": "another tokenizer"},
-]
-
-
-@pytest.mark.parametrize("settings", CHANGED_SAMPLES, ids=lambda settings: next(iter(settings)))
-def test_what_decides_samples_makes_them_anew(prepare: Prepare, num_builds: list[str], settings: dict[str, Any]):
-    write_lines("f.jsonl", ROWS)
-    before, after = prepare(), prepare(**settings)
-    assert not after.report.is_from_cache
-    assert after.key != before.key
-    assert prepare().report.is_from_cache, "the other ones are kept"
-    assert len(num_builds) == 2
-
-
-def test_changed_data_is_made_anew(prepare: Prepare, small: PreTrainedTokenizerFast):
-    write_lines("f.jsonl", ROWS)
-    before = prepare(validation_split=0)
-    write_lines("f.jsonl", [*ROWS[:-1], ROWS[-1] | {"output": "It is 0!"}])
-    after = prepare(validation_split=0)
-    assert not after.report.is_from_cache and after.key != before.key
-    assert texts(after.train, small)[-1].endswith(f"It is 0!{EOS}")
-
-
-def test_a_changed_template_is_made_anew(prepare: Prepare, monkeypatch: pytest.MonkeyPatch):
-    from dsft.core.data.prompts import InstructionTemplate
-
-    write_lines("f.jsonl", ROWS)
-    before = prepare()
-    monkeypatch.setattr(InstructionTemplate, "_ask", lambda self, instruction: f"Q: {instruction}\nA: ")
-    after = prepare()
-    assert not after.report.is_from_cache and after.key != before.key
-
-
-@pytest.mark.parametrize("settings", [{"validation_split": 0.5}, {"validation_split": 0}, {"seed": 7}])
-def test_what_decides_only_the_division_changes_the_key_alone(
-    prepare: Prepare, num_builds: list[str], settings: dict[str, Any]
-):
-    write_lines("f.jsonl", ROWS)
-    before, after = prepare(), prepare(**settings)
-    assert after.report.is_from_cache
-    assert after.key != before.key
-    assert contents(after.train) != contents(before.train)
-    assert num_builds == ["f.jsonl"]
-
-
-def test_the_seed_of_gaps_decides_samples(prepare: Prepare):
-    Path("src").mkdir()
-    Path("src/a.py").write_text("def f(x):\n    return x + 1\n" * 3)
-    before = prepare(dataset="src", validation_split=0)
-    after = prepare(dataset="src", validation_split=0, seed=7)
-    assert not after.report.is_from_cache
-    assert contents(after.train) != contents(before.train)
-
-
-def test_settings_of_the_training_do_not_change_the_key(prepare: Prepare):
-    write_lines("f.jsonl", ROWS)
-    settings = {"epochs": 9, "learning_rate": 1e-3, "lora_r": 8, "packing": True, "output_dir": "x", "save_steps": 7}
-    before, after = prepare(), prepare(**settings)
-    assert after.report.is_from_cache and after.key == before.key
-
-
-def test_a_damaged_cache_is_made_anew(prepare: Prepare, tmp_path: Path):
-    write_lines("f.jsonl", ROWS)
-    before = contents(prepare().train)
-    (path,) = (tmp_path / "cache").rglob("token_ids")
-    content = path.read_bytes()
-    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    again = prepare()
-    assert not again.report.is_from_cache
-    assert contents(again.train) == before
 
 
 # Division
@@ -515,59 +331,3 @@ def test_bad_rows_behind_those_taken_do_not_matter(prepare: Prepare):
     write_lines("f.jsonl", [*ROWS[:5], {"instruction": "a"}])
     assert prepare(max_samples=5, validation_split=0).report.num_used_rows == 5
     assert "f.jsonl:6" in error_of(prepare, max_samples=6).found
-
-
-# Memory
-
-MEASURE = """
-import resource, sys
-from pathlib import Path
-from dsft.core.config.schema import TrainConfig
-from dsft.core.data.prepare import prepare_data
-from dsft.core.data.sources import open_source
-from dsft.core.models.source import find_model
-from dsft.core.models.tokenizer import load_tokenizer
-tokenizer = load_tokenizer(find_model("builtin:tiny/model"))
-config = TrainConfig(dataset=sys.argv[1], max_length=2048, template="instruction")
-source = open_source(config.dataset, split="train", revision=None)
-cache = Path(sys.argv[2])
-data = prepare_data(
-    config, source, tokenizer.tokenizer, tokenizer_fingerprint="", cache=cache, on_rows=lambda num_rows: None
-)
-print(data.report.num_used_rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-"""
-
-
-def write_large(path: Path, num_bytes: int, text: str) -> int:
-    choose = random.Random(0)
-    num_rows = 0
-    with path.open("w", encoding="utf-8") as file:
-        while file.tell() < num_bytes:
-            rows = []
-            for _ in range(500):
-                start = choose.randrange(len(text) - 4000)
-                output = text[start : start + choose.randrange(500, 4000)]
-                rows.append(json.dumps({"instruction": f"Go on with {num_rows + len(rows)}.", "output": output}))
-            file.write("\n".join(rows) + "\n")
-            num_rows += len(rows)
-    return num_rows
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, repository: Path):
-    text = "".join(path.read_text() for path in sorted((repository / "dsft").rglob("*.py")))
-    peaks_mib = []
-    for megabytes in (20, 200):
-        path = tmp_path / f"{megabytes}.jsonl"
-        num_rows = write_large(path, megabytes * 1_000_000, text)
-        command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "cache")]
-        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        num_used, peak_mib = map(int, done.stdout.split())
-        assert num_used > 0.9 * num_rows
-        peaks_mib.append(peak_mib)
-        path.unlink()
-    small, large = peaks_mib
-    print(f"peak RSS: {small} MiB for 20 MB, {large} MiB for 200 MB")
-    assert large < small + 40, "180 MB more of text may not take even a quarter of that in memory"
