@@ -124,7 +124,9 @@ def _read_exchange(values: Mapping[str, Any], question: str, answer: str) -> Con
         raise UnusableRowError("the instruction is empty")
     if not response.strip():
         raise UnusableRowError("the response is empty")
-    exchange = [Turn("user", prompt), Turn("assistant", response, is_target=True)]
+    exchange = (Turn("user", prompt), Turn("assistant", response, is_target=True))
+    if SYSTEM_COLUMN not in values and HISTORY_COLUMN not in values:
+        return Conversation(exchange)  # nearly every row of nearly every data set, and all checks are done
     return _converse(values, [*_read_history(values), *exchange])
 
 

@@ -41,7 +41,7 @@ class GapDrawer:
         for _ in range(MAX_DRAWS):
             drawn = {i: draw_triple(window, generator) for i, window in enumerate(windows) if i not in samples}
             triples = {i: triple for i, triple in drawn.items() if triple is not None}
-            encoded = encoder.encode_samples([self._template.render(triple) for triple in triples.values()])
+            encoded = encoder.encode_samples([self._template.render(triple) for triple in triples.values()]).split()
             fitting = zip(triples, encoded, strict=True)
             samples |= {i: sample for i, sample in fitting if len(sample.token_ids) <= self._max_length}
             if len(samples) == len(windows):

@@ -75,6 +75,25 @@ class EncodedSample(NamedTuple):
     is_target: npt.NDArray[np.bool_]
 
 
+class EncodedSamples(NamedTuple):
+    """The token ids of many samples, one after the other.
+
+    Attributes:
+        token_ids: uint32, shape [num_tokens].
+        is_target: Which tokens are of target segments, bool, shape [num_tokens].
+        bounds: Where each sample begins and the last one ends, int64, shape [num_samples + 1].
+    """
+
+    token_ids: npt.NDArray[np.uint32]
+    is_target: npt.NDArray[np.bool_]
+    bounds: npt.NDArray[np.int64]
+
+    def split(self) -> list[EncodedSample]:
+        """Return each sample by itself."""
+        bounds = self.bounds.tolist()
+        return [EncodedSample(self.token_ids[start:end], self.is_target[start:end]) for start, end in pairwise(bounds)]
+
+
 class SegmentEncoder:
     """Turns segments into token ids with copies of a tokenizer, whose truncation and padding settings do not matter.
 
@@ -164,14 +183,13 @@ class SegmentEncoder:
         lengths = np.bincount(segment_of_part, weights=part_lengths, minlength=num_segments).astype(np.int64)
         return EncodedSegments(token_ids, lengths)
 
-    def encode_samples(self, samples: Sequence[Sequence[Segment]]) -> list[EncodedSample]:
+    def encode_samples(self, samples: Sequence[Sequence[Segment]]) -> EncodedSamples:
         """Encode a batch of samples at once; see `encode`."""
         encoded = self.encode(samples)
         flags = np.array([segment.is_target for sample in samples for segment in sample], dtype=np.bool_)
-        is_target = np.repeat(flags, encoded.lengths)
         segment_bounds = np.concatenate([[0], np.cumsum(encoded.lengths)])
-        bounds = segment_bounds[np.cumsum([0, *map(len, samples)])].tolist()
-        return [EncodedSample(encoded.token_ids[start:end], is_target[start:end]) for start, end in pairwise(bounds)]
+        bounds = segment_bounds[np.cumsum([0, *map(len, samples)])]
+        return EncodedSamples(encoded.token_ids, np.repeat(flags, encoded.lengths), bounds)
 
     def encode_prompt(self, segments: Sequence[Segment]) -> list[int]:
         """Return the token ids of one sample's segments."""

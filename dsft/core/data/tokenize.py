@@ -119,9 +119,12 @@ class SampleMaker:
             except UnusableRowError as error:
                 fate.bad_rows.append(BadRow(item.number, item.where, error.reason))
         encoded = self._template.encoder.encode_samples(rendered)
+        lengths = np.diff(encoded.bounds)
+        if not (lengths > self._rule.max_length).any():
+            return self._finish(used, np.ones_like(lengths), encoded.token_ids, encoded.is_target, lengths, fate)
         samples = [
             [sample] if len(sample.token_ids) <= self._rule.max_length else self._fit(sample, item.example, fate)
-            for sample, item in zip(encoded, used, strict=True)
+            for sample, item in zip(encoded.split(), used, strict=True)
         ]
         return self._collect(used, samples, fate)
 
@@ -204,13 +207,24 @@ class SampleMaker:
     ) -> SampleBatch:
         flat = [sample for of_row in samples for sample in of_row]
         counts = np.array([len(of_row) for of_row in samples], dtype=np.int64)
-        numbers = np.array([item.number for item in used], dtype=np.int64)
-        prompts = np.array([hash_text(prompt_of(item.example)) for item in used], dtype=np.uint64)
         lengths = np.array([len(sample.token_ids) for sample in flat], dtype=np.int64)
         token_ids = np.concatenate([np.empty(0, np.uint32), *(sample.token_ids for sample in flat)])
-        if self._rule.loss_on == "response":
-            is_target = np.concatenate([np.empty(0, np.bool_), *(sample.is_target for sample in flat)])
-        else:
+        is_target = np.concatenate([np.empty(0, np.bool_), *(sample.is_target for sample in flat)])
+        return self._finish(used, counts, token_ids, is_target, lengths, fate)
+
+    def _finish(
+        self,
+        used: Sequence[PlacedExample],
+        counts: npt.NDArray[np.int64],
+        token_ids: npt.NDArray[np.uint32],
+        is_target: npt.NDArray[np.bool_],
+        lengths: npt.NDArray[np.int64],
+        fate: Fate,
+    ) -> SampleBatch:
+        """Return the batch of samples that lie one after the other, `counts` of them from each row."""
+        numbers = np.array([item.number for item in used], dtype=np.int64)
+        prompts = np.array([hash_text(prompt_of(item.example)) for item in used], dtype=np.uint64)
+        if self._rule.loss_on == "all":
             is_target = np.ones(len(token_ids), dtype=np.bool_)
         # BOS is given, never learned, and nothing stands before a first token that could predict it.
         starts = np.cumsum(lengths) - lengths
