@@ -3,9 +3,10 @@
 The docstring under a field is its help text on the command line and in the documentation; nothing else repeats it.
 """
 
+import os
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -131,6 +132,12 @@ class TrainConfig(BaseModel):
     def effective_batch_size(self) -> int:
         """Samples (with packing: packed sequences) in one optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @field_validator("output_dir", "save_dir")
+    @classmethod
+    def _expand_home(cls, folder: str) -> str:
+        # A shell does this for flags it can see, and transformers for its own folder; a run must not be split by it.
+        return os.path.expanduser(folder)  # noqa: PTH111 - Path's raises for unknown users
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

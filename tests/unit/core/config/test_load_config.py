@@ -184,3 +184,11 @@ def test_a_contradiction_names_the_place_of_the_setting(write_file: WriteFile) -
 def test_a_presets_file_can_be_copied_and_used_as_a_configuration(repository: Path) -> None:
     copied = load_train_config(config_file=repository / "presets" / "quality.yaml")
     assert copied.config == load_train_config("quality").config
+
+
+def test_folders_under_the_home_folder_are_spelled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "my.yaml"
+    file.write_text("output_dir: ~/results\nsave_dir: ./trained\n")
+    config = load_train_config(config_file=file).config
+    assert (config.output_dir, config.save_dir) == (f"{tmp_path}/results", "./trained")
