@@ -9,7 +9,7 @@ import torch
 from dsft.core.config.schema import recipe
 from dsft.core.errors import RunInterrupted
 from dsft.core.gpu import open_gpu_memory
-from dsft.core.models.load import LoraSettings, attach_lora, enable_checkpointing, load_quantized
+from dsft.core.models.load import LoraSettings, attach_lora, count_blocks, load_quantized, recompute_blocks
 from dsft.train.arguments import count_warmup_steps, make_arguments
 from dsft.train.checkpoint import list_checkpoints
 from dsft.train.events import EventSink, Phase, RunStarted, TrainResult
@@ -81,8 +81,7 @@ def _load_model(setup: RunSetup, sink: EventSink) -> Any:
     model = load_quantized(setup.source, setup.device, setup.precision, setup.attention)
     lora = LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.seed)
     peft_model = attach_lora(model, lora)
-    if config.gradient_checkpointing:
-        enable_checkpointing(peft_model)
+    recompute_blocks(peft_model, count_blocks(peft_model) if config.gradient_checkpointing else 0)
     return peft_model
 
 

@@ -1,43 +1,86 @@
 """The loss of a micro-batch: summed cross-entropy over its target tokens, and nothing but those."""
 
-import inspect
-from functools import cache
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
 
+from dsft.core.memory.loss_chunks import chunk_rows
 from dsft.train.batches import MicroBatch
 
 
 def sum_target_losses(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
     """Return the summed cross-entropy of a micro-batch's targets in nats, float32, shape [].
 
-    Logits are computed at the positions that predict a target only, so prompts cost no vocabulary-sized row. The
-    caller divides by the targets of the whole effective batch: a mean per micro-batch would weight tokens by how the
-    batch was split (transformers#34191).
+    Logits are computed at the positions that predict a target only, a chunk of rows at a time, so neither prompts nor
+    long batches cost more vocabulary-sized rows than a chunk has. The caller divides by the targets of the whole
+    effective batch: a mean per micro-batch would weight tokens by how the batch was split (transformers#34191).
     """
-    arguments: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "use_cache": False,
-        "cu_seq_lens_q": batch.sample_bounds,
-        "cu_seq_lens_k": batch.sample_bounds,
-        "max_length_q": batch.longest,
-        "max_length_k": batch.longest,
-    }
-    # [1, num_targets, vocabulary] -> [num_targets, vocabulary]
-    if _takes_logit_positions(_innermost_class(model)):
-        logits = model(**arguments, logits_to_keep=batch.logit_positions).logits.squeeze(0)
-    else:
-        logits = model(**arguments).logits.squeeze(0)[batch.logit_positions]
-    return cross_entropy(logits.float(), batch.labels, reduction="sum")
+    outer: Any = model
+    causal_lm = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    hidden = causal_lm.base_model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        cu_seq_lens_q=batch.sample_bounds,
+        cu_seq_lens_k=batch.sample_bounds,
+        max_length_q=batch.longest,
+        max_length_k=batch.longest,
+    ).last_hidden_state
+    # [1, num_tokens, hidden_size] -> [num_targets, hidden_size]
+    states = hidden.squeeze(0)[batch.logit_positions]
+    scaling = getattr(causal_lm.config, "logits_scaling", 1.0)  # Granite divides its logits
+    if scaling != 1.0:
+        states = states / scaling
+    apply: Any = _HeadLoss.apply
+    total: torch.Tensor = apply(states, causal_lm.get_output_embeddings().weight, batch.labels)
+    return total
 
 
-def _innermost_class(model: Any) -> type:
-    return type(model.get_base_model() if hasattr(model, "get_base_model") else model)
+class _HeadLoss(torch.autograd.Function):
+    """Output head and cross-entropy in one, for a head that is not trained.
 
+    With logits z = W·h, the loss of a row is log Σ exp(z) - z[label] and its gradient at h is Wᵀ·(softmax(z) - onehot).
+    Both come from the same chunk of logits, so forward keeps only the gradient at h (num_targets x hidden_size values)
+    and no product is done twice.
+    """
 
-@cache
-def _takes_logit_positions(model_class: Any) -> bool:
-    return "logits_to_keep" in inspect.signature(model_class.forward).parameters
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss.
+
+        Args:
+            ctx: Where the gradient is kept.
+            states: [num_targets, hidden_size].
+            weight: [vocab_size, hidden_size].
+            labels: int64 [num_targets].
+        """
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(states) if needs_gradient else None
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        rows = chunk_rows(weight.shape[0])
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            logits = torch.mm(states[part], weight.t()).float()  # [rows, vocab_size]
+            chosen = labels[part].unsqueeze(1)
+            logits -= logits.amax(dim=1, keepdim=True)
+            label_logits = logits.gather(1, chosen)
+            exponentials = logits.exp_()
+            sums = exponentials.sum(dim=1, keepdim=True)
+            total += (sums.log() - label_logits).sum()
+            if gradient is not None:
+                probabilities = exponentials.div_(sums)
+                probabilities.scatter_add_(1, chosen, torch.full_like(sums, -1.0))
+                torch.mm(probabilities.to(weight.dtype), weight, out=gradient[part])
+                del probabilities
+            del logits, exponentials  # before the next chunk's: the loop's names would keep two chunks alive
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient at the states."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * factor, None, None

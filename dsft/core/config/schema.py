@@ -105,8 +105,19 @@ class TrainConfig(BaseModel):
     """Seed of LoRA weights, data order and splits."""
 
     # Execution: speed and memory, never the result
+    plan: Literal["auto", "off"] = "auto"
+    """How an optimizer step is split and what is recomputed: auto chooses the fastest way that fits the memory (on a
+    CPU: as off), off takes micro-batch, accumulation and gradient checkpointing as they are written."""
+    vram: Annotated[float, Field(gt=0)] | None = None
+    """Plan for a GPU of this many GiB and hold the run to it; without it, for the free memory of the GPU."""
+    micro_batch: PositiveInt | None = None
+    """Sequences in one pass, whatever the plan would choose; the effective batch stays."""
+    recompute_blocks: Annotated[int, Field(ge=0)] | None = None
+    """Blocks that recompute their activations, whatever the plan would choose."""
+    page_optimizer: Literal["auto", "yes", "no"] = "auto"
+    """Whether the state of paged_adamw_32bit may page to host memory; auto lets the plan decide."""
     gradient_checkpointing: bool = True
-    """Recompute each block's activations in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass: of as many blocks as the plan says, with --plan off of all."""
     use_flash_attention: bool = False
     """Demand a flash-attention kernel: the flash-attn package or PyTorch's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -154,13 +165,24 @@ SECTION_STARTS = {
     "model_name": "Model and data",
     "lora_r": "LoRA",
     "epochs": "Optimization",
-    "gradient_checkpointing": "Execution",
+    "plan": "Execution",
     "output_dir": "Files",
 }
 """First field of each section of `TrainConfig`, and the section's title; a section ends where the next one starts."""
 
 EXECUTION_FIELDS = frozenset(
-    {"gradient_checkpointing", "use_flash_attention", "device", "precision", "dataloader_num_workers"}
+    {
+        "plan",
+        "vram",
+        "micro_batch",
+        "recompute_blocks",
+        "page_optimizer",
+        "gradient_checkpointing",
+        "use_flash_attention",
+        "device",
+        "precision",
+        "dataloader_num_workers",
+    }
 )
 """Settings that decide speed and memory only."""
 

@@ -1,6 +1,7 @@
 """Loading a base model for QLoRA: 4-bit weights, frozen, with LoRA attached. Generation loads elsewhere."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dsft.core.errors import ModelError, is_out_of_memory
@@ -190,13 +191,28 @@ def attach_lora(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel"
     return get_peft_model(model, config)
 
 
-def enable_checkpointing(model: "PeftModel") -> None:
-    """Recompute each block's activations in the backward pass instead of keeping them (arXiv:1604.06174)."""
-    base: Any = model.get_base_model()
-    if hasattr(base, "activation_checkpointing_enable"):
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:  # transformers before 5.20
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def recompute_blocks(model: "PeftModel", num_blocks: int) -> None:
+    """Let the first `num_blocks` blocks recompute their activations in the backward pass (arXiv:1604.06174).
+
+    The first ones, because they come last in the backward pass: what the others keep is freed by then, and makes room
+    for what these compute again. Calling it again changes the choice.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    for index, block in enumerate(_blocks(model)):
+        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        block.gradient_checkpointing = index < num_blocks
+
+
+def count_blocks(model: "PeftModel") -> int:
+    """Return how many blocks the model has."""
+    return len(_blocks(model))
+
+
+def _blocks(model: "PeftModel") -> list[Any]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _block_linear_names(model: "PreTrainedModel") -> list[str]:

@@ -1,0 +1,1 @@
+"""`dsft bench`: the speed and memory of configurations, measured."""

@@ -1,0 +1,235 @@
+"""The execution plan: how an optimizer step is run on a given card, chosen for the least time that fits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dsft.core.memory.cards import Card
+from dsft.core.memory.model_shape import ModelShape
+from dsft.core.memory.speed import StepTime, predict_step
+from dsft.core.memory.training import TrainingLoad, TrainingMemory, estimate_training
+
+MARGIN_SHARE = 0.03
+"""Share of the budget that a plan leaves free: half for the estimate's error, half for what else uses the card."""
+
+SHRINK_SHARE = 0.9
+"""After an out-of-memory error the next plan needs at most this share of what the failed one did beyond the weights."""
+
+
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """How an optimizer step is run; decides speed and memory, never the result.
+
+    Attributes:
+        micro_batch_size: Most sequences in one forward and backward pass.
+        micro_batch_tokens: Most tokens in it, unless a single sequence is longer.
+        num_recomputed: Blocks, from the first, that recompute their activations in the backward pass.
+        pages_optimizer: Whether the optimizer state can page to host memory.
+        validation_tokens: Most tokens in one validation pass, unless a single sample is longer.
+    """
+
+    micro_batch_size: int
+    micro_batch_tokens: int
+    num_recomputed: int
+    pages_optimizer: bool
+    validation_tokens: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the optimizer steps of a run consist of.
+
+    Attributes:
+        effective_batch_size: Sequences in a step.
+        longest_sequence: Tokens of the longest sequence (with packing: of a pack).
+        mean_step_tokens: Tokens of a step, on average.
+        max_step_tokens: Tokens of the largest step.
+        longest_validation: Tokens of the longest validation sample; 0 where there is no validation.
+    """
+
+    effective_batch_size: int
+    longest_sequence: int
+    mean_step_tokens: float
+    max_step_tokens: int
+    longest_validation: int = 0
+
+    @classmethod
+    def of_full_sequences(cls, effective_batch_size: int, max_length: int) -> "Workload":
+        """Return the workload of sequences that are all as long as they may be."""
+        tokens = effective_batch_size * max_length
+        return cls(effective_batch_size, max_length, tokens, tokens, max_length)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a plan is made for.
+
+    Attributes:
+        shape: The model.
+        rank: LoRA rank.
+        workload: What its steps consist of.
+        card: Where it runs.
+        budget_bytes: What the process may take of the card.
+        value_bytes: Bytes of a value in the compute type.
+        is_flash: Whether a flash kernel computes attention.
+        can_page: Whether the optimizer is one whose state can page.
+        is_card_full: Whether the budget is all there is. Where the card has more, paged state stays on it and counts.
+        context_bytes: CUDA's own memory where it was measured.
+    """
+
+    shape: ModelShape
+    rank: int
+    workload: Workload
+    card: Card
+    budget_bytes: int
+    value_bytes: int = 2
+    is_flash: bool = True
+    can_page: bool = True
+    is_card_full: bool = True
+    context_bytes: int | None = None
+
+    @property
+    def allowed_bytes(self) -> int:
+        """The budget less the margin."""
+        return int(self.budget_bytes * (1 - MARGIN_SHARE))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What the user has decided about a plan; None leaves it to the search."""
+
+    micro_batch_size: int | None = None
+    num_recomputed: int | None = None
+    pages_optimizer: bool | None = None
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A plan with what is predicted of it.
+
+    Attributes:
+        plan: The plan.
+        memory: Its memory at the largest micro-batch there can be.
+        time: Its time for an average step.
+        fits: Whether the memory is within the budget less the margin.
+    """
+
+    plan: ExecutionPlan
+    memory: TrainingMemory
+    time: StepTime
+    fits: bool
+
+
+def plan_literally(job: Job, micro_batch_size: int, *, recomputes: bool, pages_optimizer: bool) -> PlannedRun:
+    """Return the plan that takes the settings as they are written."""
+    num_recomputed = job.shape.num_blocks if recomputes else 0
+    return assess(job, make_plan(job, micro_batch_size, num_recomputed, pages_optimizer))
+
+
+def make_plan(job: Job, micro_batch_size: int, num_recomputed: int, pages_optimizer: bool) -> ExecutionPlan:
+    """Return a plan whose micro-batches hold as many tokens as `micro_batch_size` of the longest sequences."""
+    tokens = micro_batch_size * job.workload.longest_sequence
+    # With room for a whole step the number of sequences is no limit: short ones are not split for their number.
+    return ExecutionPlan(
+        micro_batch_size=micro_batch_size,
+        micro_batch_tokens=tokens,
+        num_recomputed=num_recomputed,
+        pages_optimizer=pages_optimizer,
+        validation_tokens=min(tokens, job.workload.max_step_tokens),
+    )
+
+
+def assess(job: Job, plan: ExecutionPlan) -> PlannedRun:
+    """Predict memory and time of a plan."""
+    tokens = largest_micro_batch(job.workload, plan)
+    memory = estimate_training(
+        TrainingLoad(
+            shape=job.shape,
+            rank=job.rank,
+            num_tokens=tokens,
+            num_targets=tokens,
+            num_validation_tokens=max(job.workload.longest_validation, min(plan.validation_tokens, tokens)),
+            value_bytes=job.value_bytes,
+            is_flash=job.is_flash,
+            num_recomputed=plan.num_recomputed,
+            pages_optimizer=plan.pages_optimizer,
+        ),
+        job.card,
+        context_bytes=job.context_bytes,
+    )
+    # What does not fit beside the rest pages out in every step.
+    needed = memory.least_process_bytes if job.is_card_full else memory.most_process_bytes
+    paged = memory.paged_bytes + memory.paged_out_bytes
+    outside = max(0, min(paged, memory.most_process_bytes - job.allowed_bytes)) if job.is_card_full else 0
+    time = predict_step(
+        job.shape,
+        job.rank,
+        job.card,
+        step_tokens=job.workload.mean_step_tokens,
+        micro_batch_tokens=min(plan.micro_batch_tokens, job.workload.mean_step_tokens),
+        num_recomputed=plan.num_recomputed,
+        paged_bytes=outside,
+    )
+    return PlannedRun(plan, memory, time, needed <= job.allowed_bytes)
+
+
+def largest_micro_batch(workload: Workload, plan: ExecutionPlan) -> int:
+    """Return a bound of the tokens of a micro-batch: what the plan allows, and no more than a step has."""
+    return max(workload.longest_sequence, min(plan.micro_batch_tokens, workload.max_step_tokens))
+
+
+def choose_plan(job: Job, fixed: Fixed | None = None) -> PlannedRun:
+    """Choose the plan of least predicted time among those that fit; without any that fits, the smallest.
+
+    Equal times are decided for less memory, so the choice is deterministic.
+    """
+    runs = list(_candidates(job, fixed or Fixed()))
+    fitting = [run for run in runs if run.fits]
+    if fitting:
+        return min(fitting, key=lambda run: (round(run.time.step_s, 4), run.memory.process_bytes))
+    return min(runs, key=lambda run: (run.memory.least_process_bytes, run.time.step_s))
+
+
+def choose_smaller_plan(job: Job, failed: ExecutionPlan, fixed: Fixed | None = None) -> PlannedRun | None:
+    """Choose the next plan after one ran out of memory, or None where there is nothing smaller.
+
+    The next one needs at most `SHRINK_SHARE` of what the failed one was predicted to need beyond weights and LoRA.
+    """
+    before = assess(job, failed).memory
+    floor = min(run.memory.least_process_bytes for run in _candidates(job, fixed or Fixed()))
+    if floor >= before.least_process_bytes:
+        return None
+    most = max(floor, before.least_process_bytes - round((1 - SHRINK_SHARE) * _dynamic_bytes(before)))
+    runs = [run for run in _candidates(job, fixed or Fixed()) if run.memory.least_process_bytes <= most]
+    return min(runs, key=lambda run: (round(run.time.step_s, 4), run.memory.process_bytes))
+
+
+def _dynamic_bytes(memory: TrainingMemory) -> int:
+    return sum(term.num_bytes for term in memory.terms if term.group == "activations")
+
+
+def _candidates(job: Job, fixed: Fixed) -> Iterator[PlannedRun]:
+    """Yield, for each micro-batch and place of the optimizer state, the plan that recomputes least and fits."""
+    for pages in [fixed.pages_optimizer] if fixed.pages_optimizer is not None else _paging(job):
+        for size in [fixed.micro_batch_size] if fixed.micro_batch_size is not None else micro_batch_sizes(job.workload):
+            if fixed.num_recomputed is not None:
+                yield assess(job, make_plan(job, size, min(fixed.num_recomputed, job.shape.num_blocks), pages))
+                continue
+            for num_recomputed in range(job.shape.num_blocks + 1):
+                run = assess(job, make_plan(job, size, num_recomputed, pages))
+                yield run
+
+
+def _paging(job: Job) -> list[bool]:
+    return [False, True] if job.can_page else [False]
+
+
+def micro_batch_sizes(workload: Workload) -> list[int]:
+    """Return the micro-batch sizes a search tries: powers of two, and the whole effective batch."""
+    sizes = []
+    size = 1
+    while size < workload.effective_batch_size:
+        sizes.append(size)
+        if size * workload.longest_sequence >= workload.max_step_tokens:
+            return sizes  # a step's tokens fit already
+        size *= 2
+    return [*sizes, workload.effective_batch_size]

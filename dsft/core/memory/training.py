@@ -1,0 +1,287 @@
+"""The memory of a training run, term by term: what PyTorch allocates, what it reserves, and what the device shows."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dsft.core.memory.cards import Card, workspace_bytes
+from dsft.core.memory.model_shape import (
+    ModelShape,
+    in_blocks,
+    quantized_bytes,
+    unquantized_bytes,
+)
+from dsft.core.memory.plain_path import (
+    PassSize,
+    block_backward,
+    block_forward,
+    loss_and_head,
+    recomputed_backward,
+    recomputed_forward,
+)
+
+MIB = 1024**2
+
+PAGED_FROM_VALUES = 100_000
+"""bitsandbytes pages the optimizer state of a tensor from this many values on; smaller ones stay on the device."""
+
+PAGED_UNIT_BYTES = MIB
+"""A paged tensor was seen to take whole MiB of the device."""
+
+LARGE_PAGE_BYTES = 20 * MIB
+"""PyTorch's expandable segments grow by this (and by 2 MiB for tensors of up to 1 MiB)."""
+
+LOADING_HOLES_BYTES = 200 * MIB
+"""Reserved while the weights are quantized one after the other and left between them."""
+
+RECOMPUTE_FRAGMENTATION = 0.18
+KEPT_FRAGMENTATION = 0.10
+"""Shares of a block's working set that lie idle between tensors of other sizes at the peak, with blocks that recompute
+and with blocks that don't; fitted on the rows marked as such in docs/benchmarks/memory.md."""
+
+
+class Group(StrEnum):
+    """Where a term belongs: for drawing."""
+
+    WEIGHTS = "weights"
+    LORA = "LoRA"
+    ACTIVATIONS = "activations"
+    OVERHEAD = "overhead"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One line of an estimate.
+
+    Attributes:
+        name: What takes the memory.
+        num_bytes: How much, at the peak.
+        formula: How that is calculated, with the numbers put in.
+        group: Where it belongs.
+    """
+
+    name: str
+    num_bytes: int
+    formula: str
+    group: Group
+
+
+@dataclass(frozen=True)
+class TrainingLoad:
+    """What a training step has to hold.
+
+    Attributes:
+        shape: The model.
+        rank: LoRA rank.
+        num_tokens: Tokens of the largest micro-batch.
+        num_targets: Its tokens that carry loss.
+        num_validation_tokens: Tokens of the largest validation pass; 0 where there is none.
+        value_bytes: Bytes of a value in the compute type.
+        is_flash: Whether a flash kernel computes attention.
+        num_recomputed: Blocks that recompute.
+        pages_optimizer: Whether the optimizer state can page to host memory.
+    """
+
+    shape: ModelShape
+    rank: int
+    num_tokens: int
+    num_targets: int
+    num_validation_tokens: int = 0
+    value_bytes: int = 2
+    is_flash: bool = True
+    num_recomputed: int = 0
+    pages_optimizer: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """The memory of a training run.
+
+    Attributes:
+        terms: What it is made of; they add up to `device_bytes`.
+        allocated_bytes: Peak of what PyTorch's allocator has given out.
+        reserved_bytes: Peak of what it holds.
+        paged_bytes: Optimizer state in pageable memory, as much of it as there is room for on the device.
+        paged_out_bytes: The rest of that state, which stays in host memory.
+        context_bytes: CUDA's own.
+        driver_bytes: The driver's own, there before the run.
+        peak_moment: When in a step the peak is.
+    """
+
+    terms: tuple[Term, ...]
+    allocated_bytes: int
+    reserved_bytes: int
+    paged_bytes: int
+    paged_out_bytes: int
+    context_bytes: int
+    driver_bytes: int
+    peak_moment: str
+
+    @property
+    def process_bytes(self) -> int:
+        """What the process takes of the device, the paged state that is there included."""
+        return self.reserved_bytes + self.paged_bytes + self.context_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """What the driver shows as used when nothing else runs."""
+        return self.process_bytes + self.driver_bytes
+
+    @property
+    def least_process_bytes(self) -> int:
+        """What the process can't do without: paged state may go to the host."""
+        return self.reserved_bytes + self.context_bytes
+
+    @property
+    def most_process_bytes(self) -> int:
+        """What the process takes where there is room for all."""
+        return self.process_bytes + self.paged_out_bytes
+
+
+def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | None = None) -> TrainingMemory:
+    """Estimate the peak memory of a training run.
+
+    Weights, LoRA, gradients and optimizer state are there all the time; above them stands the largest of four moments
+    of a step: the last block's forward pass, the loss, the backward pass of a block that kept its activations, and that
+    of one that recomputes.
+
+    Args:
+        load: What a step has to hold.
+        card: Where it runs.
+        context_bytes: CUDA's own memory where it was measured; None takes the card's record.
+    """
+    shape, rank, width = load.shape, load.rank, load.value_bytes
+    nf4, scales = quantized_bytes(shape)
+    other = unquantized_bytes(shape, width)
+    workspace = workspace_bytes(card.capability)
+    lora = 4 * shape.num_lora_weights(rank)
+    on_device, paged = optimizer_state_bytes(shape, rank, pages=load.pages_optimizer)
+    step = _step(load)
+    allocated = nf4 + scales + other + workspace + 2 * lora + on_device + step.peak_bytes
+    idle = LOADING_HOLES_BYTES + step.idle_bytes
+    reserved = -(-(allocated + idle) // (2 * MIB)) * 2 * MIB
+    context = card.context_bytes if context_bytes is None else context_bytes
+    paged_in = max(0, min(paged, card.usable_bytes - reserved - context))
+    kept_blocks = shape.num_blocks - load.num_recomputed
+    linears = shape.num_linear_weights
+    table = "once (tied)" if shape.is_tied else "twice (embedding and head)"
+    values = shape.num_lora_weights(rank)
+    terms = (
+        Term("NF4 weights", nf4, f"{linears:,} weights x 4 bits", Group.WEIGHTS),
+        Term("scales of the weights", scales, "8 bits for each 64 weights, 32 for each 256 of those", Group.WEIGHTS),
+        Term(
+            "embedding, head, norms",
+            other,
+            f"{shape.vocab_size:,} x {shape.hidden_size:,} {table}, and norms, x {width} bytes",
+            Group.WEIGHTS,
+        ),
+        Term("LoRA weights", lora, f"{values:,} x 4 bytes", Group.LORA),
+        Term("LoRA gradients", lora, f"{values:,} x 4 bytes", Group.LORA),
+        Term(
+            "optimizer state" + (", small tensors" if load.pages_optimizer else ""),
+            on_device,
+            "2 x 4 bytes for each LoRA weight" + (" of tensors too small to page" if load.pages_optimizer else ""),
+            Group.LORA,
+        ),
+        Term("optimizer state, paged", paged_in, "2 x 4 bytes for each LoRA weight, in whole MiB", Group.LORA),
+        Term(
+            "kept activations",
+            step.kept_bytes,
+            f"{kept_blocks} of {shape.num_blocks} blocks keep theirs, {load.num_recomputed} only their input, "
+            f"for {load.num_tokens:,} tokens",
+            Group.ACTIVATIONS,
+        ),
+        Term("largest transient", step.peak_bytes - step.kept_bytes, step.moment, Group.ACTIVATIONS),
+        Term("cuBLAS workspaces", workspace, "one for each of two threads", Group.OVERHEAD),
+        Term("idle in the allocator", reserved - allocated, "between tensors, and rounding", Group.OVERHEAD),
+        Term("CUDA context and kernels", context, _origin(card, context_bytes), Group.OVERHEAD),
+        Term("kept by the driver", card.driver_bytes, _origin(card, None), Group.OVERHEAD),
+    )
+    return TrainingMemory(
+        terms=tuple(term for term in terms if term.num_bytes),
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+        paged_bytes=paged_in,
+        paged_out_bytes=paged - paged_in,
+        context_bytes=context,
+        driver_bytes=card.driver_bytes,
+        peak_moment=step.moment,
+    )
+
+
+def _origin(card: Card, measured: int | None) -> str:
+    if measured is not None:
+        return "measured on this card now"
+    return f"measured on an {card.name}" if card.is_measured else f"{card.name}: scaled from an H100's, not measured"
+
+
+def optimizer_state_bytes(shape: ModelShape, rank: int, *, pages: bool) -> tuple[int, int]:
+    """Return the bytes of AdamW's two float32 moments (arXiv:1711.05101) on the device, and in pageable memory."""
+    on_device = paged = 0
+    for linear in shape.block_linears:
+        for values in (rank * linear.num_inputs, rank * linear.num_outputs):
+            num_bytes = 4 * values
+            if pages and values >= PAGED_FROM_VALUES:
+                paged += 2 * -(-num_bytes // PAGED_UNIT_BYTES) * PAGED_UNIT_BYTES
+            else:
+                on_device += 2 * in_blocks(num_bytes)
+    return shape.num_blocks * on_device, shape.num_blocks * paged
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The largest moment of a step.
+
+    Attributes:
+        peak_bytes: Alive at it, above what is there all the time.
+        kept_bytes: What of it are activations kept for the backward pass.
+        idle_bytes: What lies idle between tensors then.
+        moment: Which moment it is.
+    """
+
+    peak_bytes: int
+    kept_bytes: int
+    idle_bytes: int
+    moment: str
+
+
+def _step(load: TrainingLoad) -> _Step:
+    shape, width = load.shape, load.value_bytes
+    size = PassSize(load.num_tokens, load.num_targets, load.rank, width, load.is_flash)
+    state = in_blocks(width * load.num_tokens * shape.hidden_size)
+    recomputed, kept_blocks = load.num_recomputed, shape.num_blocks - load.num_recomputed
+    forward, backward = block_forward(shape, size), block_backward(shape, size)
+    again, loss = recomputed_backward(shape, size), loss_and_head(shape, size)
+    # Sines and cosines of the positions, for all blocks.
+    rotation = 2 * in_blocks(width * load.num_tokens * shape.head_dim)
+    inputs = recomputed * state
+    kept = kept_blocks * forward.kept_bytes
+    if kept_blocks == shape.num_blocks:
+        kept -= _unneeded_in_first_block(shape, size)
+    moments = {"the loss": inputs + kept + loss.peak_bytes}
+    if kept_blocks:
+        before_last = inputs + max(0, kept - forward.kept_bytes)
+        moments["the last block's forward pass"] = before_last + state + forward.peak_bytes
+        moments["the backward pass of the last block"] = inputs + kept + state + backward.peak_bytes
+    if recomputed:
+        moments["a block's second forward pass and its backward pass"] = inputs + state + again.peak_bytes
+    longest = PassSize(load.num_validation_tokens, load.num_validation_tokens, load.rank, width, load.is_flash)
+    if longest.num_tokens > load.num_tokens:
+        moments["a validation pass"] = (
+            in_blocks(width * longest.num_tokens * shape.hidden_size) + recomputed_forward(shape, longest).peak_bytes
+        )
+    moment = max(moments, key=lambda name: moments[name])
+    live_kept = inputs + (0 if "second" in moment else kept)
+    idle = RECOMPUTE_FRAGMENTATION * again.peak_bytes if recomputed else KEPT_FRAGMENTATION * forward.peak_bytes
+    return _Step(
+        peak_bytes=moments[moment] + rotation,
+        kept_bytes=0 if "validation" in moment else live_kept,
+        idle_bytes=round(idle),
+        moment=moment,
+    )
+
+
+def _unneeded_in_first_block(shape: ModelShape, size: PassSize) -> int:
+    # Nothing before the first block is trained, so its first norm keeps nothing for a gradient at its input.
+    if size.value_bytes >= 4:
+        return in_blocks(4 * size.num_tokens)
+    return in_blocks(4 * size.num_tokens * shape.hidden_size) + in_blocks(4 * size.num_tokens)

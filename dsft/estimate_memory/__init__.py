@@ -1,0 +1,1 @@
+"""`dsft estimate-memory`: the memory of a run before it is started."""
