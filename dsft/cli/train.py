@@ -107,11 +107,14 @@ def _json_sink(output: Output) -> "Callable[[Event], None]":
 
 
 def _quiet_sink(output: Output) -> "Callable[[Event], None]":
-    from dsft.train.events import Notice
+    from dsft.cli.views.progress_lines import plan_change_message
+    from dsft.train.events import Notice, PlanChanged
 
     def sink(event: "Event") -> None:
         if isinstance(event, Notice) and event.level == "warning":
             output.warn(event.text)
+        elif isinstance(event, PlanChanged):
+            output.warn(plan_change_message(event).removeprefix("warning: "))
 
     return sink
 

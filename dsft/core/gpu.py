@@ -15,6 +15,11 @@ class GpuMemory:
     used_bytes: int
     total_bytes: int
 
+    @property
+    def free_bytes(self) -> int:
+        """What no process has."""
+        return self.total_bytes - self.used_bytes
+
 
 class GpuMemoryReader:
     """Reads the memory of one GPU through NVML.

@@ -27,6 +27,7 @@ class _Run:
     Attributes:
         config: The configuration as run.
         is_gpu: Whether it ran on a GPU.
+        is_planned: Whether the plan chose the micro-batch.
         micro_batch_size: Sequences in a micro-batch.
         accumulation: Micro-batches in a step.
         step_tokens: Real tokens in a typical step.
@@ -37,6 +38,7 @@ class _Run:
 
     config: dict[str, Any]
     is_gpu: bool
+    is_planned: bool
     micro_batch_size: int
     accumulation: int
     step_tokens: float
@@ -53,6 +55,7 @@ class _Run:
         return cls(
             config=config,
             is_gpu=is_gpu,
+            is_planned=bool(result.plan.get("splits_by_tokens")),
             micro_batch_size=config["per_device_train_batch_size"],
             accumulation=config["gradient_accumulation_steps"],
             step_tokens=result.train_tok_per_s * result.step_s_median,
@@ -78,7 +81,7 @@ def suggest_speedup(result: TrainResult) -> str | None:
 
 
 def _micro_batch(run: _Run) -> str | None:
-    if not run.used_bytes or not run.total_bytes:
+    if run.is_planned or not run.used_bytes or not run.total_bytes:
         return None
     tokens = run.step_tokens / run.accumulation
     enough = (ENOUGH_TOKENS_GPU if run.is_gpu else ENOUGH_TOKENS_CPU) / tokens

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dsft.core.data.samples import Sample, TokenizedDataset
+from dsft.core.memory.plan import ExecutionPlan
 
 EffectiveBatch = list[list[Sample]]
 """The sequences of one optimizer step; a sequence is one sample, or with packing several."""
@@ -87,12 +88,39 @@ def flatten(samples: Sequence[Sample]) -> MicroBatch:
     )
 
 
-def split_into_micro_batches(batch: EffectiveBatch, micro_batch_size: int) -> list[MicroBatch]:
-    """Split the sequences of an optimizer step into micro-batches of at most `micro_batch_size` sequences."""
-    return [
-        flatten([sample for sequence in batch[start : start + micro_batch_size] for sample in sequence])
-        for start in range(0, len(batch), micro_batch_size)
-    ]
+def split_into_micro_batches(batch: EffectiveBatch, plan: ExecutionPlan) -> list[MicroBatch]:
+    """Split the sequences of an optimizer step into micro-batches as the plan says."""
+    lengths = [sum(len(sample.token_ids) for sample in sequence) for sequence in batch]
+    return [flatten([sample for index in group for sample in batch[index]]) for group in split_sequences(lengths, plan)]
+
+
+def split_sequences(lengths: Sequence[int], plan: ExecutionPlan) -> list[list[int]]:
+    """Split sequences into the groups that make micro-batches.
+
+    By number: so many at a time, in order. By tokens: into as few groups as their tokens need, filled evenly (each
+    sequence, longest first, into the group with the fewest tokens), because the largest group decides the memory.
+
+    Returns:
+        The indices in each group.
+    """
+    if not plan.splits_by_tokens:
+        size = plan.micro_batch_size
+        return [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    num_groups = max(1, math.ceil(sum(lengths) / plan.micro_batch_tokens))
+    while True:
+        groups: list[list[int]] = [[] for _ in range(num_groups)]
+        loads = [0] * num_groups
+        for index in longest_first:
+            emptiest = loads.index(min(loads))
+            groups[emptiest].append(index)
+            loads[emptiest] += lengths[index]
+        fits = all(
+            load <= plan.micro_batch_tokens or len(group) == 1 for load, group in zip(loads, groups, strict=True)
+        )
+        if fits or num_groups == len(lengths):
+            return [sorted(group) for group in groups if group]
+        num_groups += 1
 
 
 class SequenceDataset(Dataset[list[Sample]]):
@@ -107,6 +135,13 @@ class SequenceDataset(Dataset[list[Sample]]):
         self._samples = samples
         self._packs = packs
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sequence, int64 [num_sequences]."""
+        if self._packs is None:
+            return self._samples.lengths
+        return np.array([int(self._samples.lengths[pack].sum()) for pack in self._packs], dtype=np.int64)
+
     def __len__(self) -> int:
         return len(self._samples) if self._packs is None else len(self._packs)
 
@@ -114,6 +149,11 @@ class SequenceDataset(Dataset[list[Sample]]):
         if self._packs is None:
             return [self._samples[index]]
         return [self._samples[int(sample)] for sample in self._packs[index]]
+
+
+def order_of_epoch(num_sequences: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the order in which an epoch, counted from 0, visits the sequences."""
+    return np.random.default_rng([seed, epoch]).permutation(num_sequences)
 
 
 class EffectiveBatchSampler(Sampler[list[int]]):
@@ -136,7 +176,7 @@ class EffectiveBatchSampler(Sampler[list[int]]):
         return math.ceil(self._num_sequences / self._effective_batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._num_sequences)
+        order = order_of_epoch(self._num_sequences, self._seed, self._epoch)
         for start in range(0, self._num_sequences, self._effective_batch_size):
             yield order[start : start + self._effective_batch_size].tolist()
 

@@ -21,7 +21,8 @@ class Reporter(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock; a resumed run takes its best loss from the adapter on disk."""
+        """Rehearse, start the clock; a resumed run takes its best loss from the adapter on disk."""
+        self._trainer.rehearse()
         self._last_s = time.perf_counter()
         if state.global_step > 0:
             self._trainer.adopt_best_on_disk()

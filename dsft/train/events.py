@@ -45,6 +45,12 @@ class RunStarted:
     num_validation_samples: int
     num_trainable_parameters: int
     num_parameters: int
+    micro_batch_tokens: int | None = None
+    """Most tokens in a micro-batch; None where it is counted in sequences alone."""
+    num_recomputed_blocks: int = 0
+    num_blocks: int = 0
+    predicted_memory_bytes: int | None = None
+    """Predicted peak of the whole device; None on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,29 @@ class InterruptRequested:
     signal_name: str
 
 
-Event = Notice | Phase | PrepareProgress | RunStarted | StepDone | Validated | CheckpointSaved | InterruptRequested
+@dataclass(frozen=True)
+class PlanChanged:
+    """GPU memory ran out; the step is done again under a smaller plan."""
+
+    step: int
+    """Optimizer step, counted from 1; 0 in the rehearsal before the first."""
+    plan: dict[str, object]
+    failed_plan: dict[str, object]
+    description: str
+    reason: str
+
+
+Event = (
+    PlanChanged
+    | Notice
+    | Phase
+    | PrepareProgress
+    | RunStarted
+    | StepDone
+    | Validated
+    | CheckpointSaved
+    | InterruptRequested
+)
 
 
 class EventSink(Protocol):
@@ -153,6 +181,13 @@ class TrainResult:
     best_validation_loss: float | None
     kept: str
     """Which adapter was saved: last or best."""
+    plan: dict[str, object] = field(default_factory=dict)
+    """The execution plan the run ended with: core/memory/plan.py, ExecutionPlan."""
+    predicted_memory_allocated_bytes: int | None = None
+    """Peaks predicted for that plan and the largest micro-batch of the run; None on a CPU."""
+    predicted_memory_reserved_bytes: int | None = None
+    predicted_memory_device_bytes: int | None = None
+    """What was in use before the run included."""
     peak_memory_allocated_bytes: int | None = None
     """Peak of PyTorch's allocator; None on a CPU."""
     peak_memory_reserved_bytes: int | None = None

@@ -1,6 +1,7 @@
 """Load the model, train it and save the adapter, all decisions taken; imports PyTorch."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from dsft.core.config.schema import recipe
 from dsft.core.errors import RunInterrupted
 from dsft.core.gpu import open_gpu_memory
-from dsft.core.models.load import LoraSettings, attach_lora, count_blocks, load_quantized, recompute_blocks
+from dsft.core.models.device import limit_allocator
+from dsft.core.models.load import LoraSettings, attach_lora, load_quantized
 from dsft.train.arguments import count_warmup_steps, make_arguments
 from dsft.train.checkpoint import list_checkpoints
-from dsft.train.events import EventSink, Phase, RunStarted, TrainResult
+from dsft.train.events import EventSink, Notice, Phase, RunStarted, TrainResult
 from dsft.train.folders import EVENT_LOG, RunFolders, RunInputs, prepare_folders
 from dsft.train.interrupt import InterruptGuard
+from dsft.train.planning import keep_checkpoint_plan
 from dsft.train.recorder import RunRecorder
 from dsft.train.reports import TrainerHooks
 from dsft.train.restore import load_adapter_weights, read_trainer_state
@@ -23,7 +26,7 @@ from dsft.train.resume import first_step_after, lacks_first_validation, lacks_la
 from dsft.train.save import save_final_adapter
 from dsft.train.schedule import learning_rate_factor
 from dsft.train.setup import RunSetup
-from dsft.train.trainer import ExecutionPlan, QloraTrainer
+from dsft.train.trainer import QloraTrainer
 
 
 def fit(
@@ -43,6 +46,9 @@ def fit(
         DsftError: A failure while loading, training or saving.
         RunInterrupted: A signal came; a resumable checkpoint was saved.
     """
+    setup = _with_checkpoint_plan(setup, checkpoint, sink)
+    if setup.run_plan.limit_bytes is not None:
+        limit_allocator(setup.run_plan.limit_bytes)
     model = _load_model(setup, sink)
     # Not before the model is there: an earlier run that is overwritten goes only now.
     run_id = prepare_folders(
@@ -75,19 +81,28 @@ def fit(
         recorder.close()
 
 
+def _with_checkpoint_plan(setup: RunSetup, checkpoint: Path | None, sink: EventSink) -> RunSetup:
+    if checkpoint is None:
+        return setup
+    run_plan, notice = keep_checkpoint_plan(setup.run_plan, checkpoint)
+    if notice is not None:
+        sink(Notice(notice))
+    return replace(setup, run_plan=run_plan)
+
+
 def _load_model(setup: RunSetup, sink: EventSink) -> Any:
     config = setup.config
     sink(Phase("load and quantize the model"))
     model = load_quantized(setup.source, setup.device, setup.precision, setup.attention)
     lora = LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.seed)
-    peft_model = attach_lora(model, lora)
-    recompute_blocks(peft_model, count_blocks(peft_model) if config.gradient_checkpointing else 0)
-    return peft_model
+    return attach_lora(model, lora)
 
 
 def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRecorder) -> QloraTrainer:
     config = setup.config
     first_step = first_step_after(checkpoint)
+    run_plan = setup.run_plan
+    is_gpu = setup.device.kind == "cuda"
     resumed_state = read_trainer_state(checkpoint) if checkpoint is not None else None
     with InterruptGuard() as guard:
         trainer = QloraTrainer(
@@ -104,10 +119,7 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
             sequences=setup.sequences,
             validation=setup.data.validation,
             effective_batch_size=config.effective_batch_size,
-            plan=ExecutionPlan(
-                micro_batch_size=config.per_device_train_batch_size,
-                validation_tokens=_validation_tokens(setup),
-            ),
+            plan=run_plan.plan,
             rate_factor=lambda step: learning_rate_factor(
                 step,
                 num_warmup_steps=count_warmup_steps(config, setup.num_steps),
@@ -117,10 +129,18 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
             num_checkpoints_kept=config.save_total_limit,
             num_workers=config.dataloader_num_workers,
             guard=guard,
-            hooks=TrainerHooks(recorder.on_step, recorder.on_validation, recorder.on_checkpoint, recorder.on_interrupt),
+            hooks=TrainerHooks(
+                recorder.on_step,
+                recorder.on_validation,
+                recorder.on_checkpoint,
+                recorder.on_interrupt,
+                recorder.on_plan_change,
+            ),
+            shrink=run_plan.shrink if is_gpu else None,
+            rehearsed=setup.order.largest_micro_batch(run_plan.plan) if is_gpu else (),
         )
         recorder.tell(_started(setup, model, first_step))
-        if setup.device.kind == "cuda":
+        if is_gpu:
             torch.cuda.reset_peak_memory_stats()
         if checkpoint is not None and resumed_state is not None and first_step >= setup.num_steps:
             # Only the end is missing: the last validation, if it was cut short, and the final files.
@@ -139,17 +159,11 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
     return trainer
 
 
-def _validation_tokens(setup: RunSetup) -> int:
-    """Return how many tokens a validation pass may have: no more than training, which also keeps activations, holds."""
-    config, lengths = setup.config, setup.data.train.lengths
-    if config.packing:
-        return config.per_device_train_batch_size * config.max_length
-    return max(int(lengths.max()), config.per_device_train_batch_size * round(float(lengths.mean())))
-
-
 def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
     config = setup.config
     num_trainable, num_parameters = model.get_nb_trainable_parameters()
+    plan = setup.run_plan.plan
+    predicted = setup.predict_memory(plan)
     return RunStarted(
         run_name=Path(config.save_dir).resolve().name,
         model_name=config.model_name,
@@ -161,9 +175,13 @@ def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
         first_step=first_step,
         num_epochs=setup.num_epochs,
         effective_batch_size=config.effective_batch_size,
-        micro_batch_size=config.per_device_train_batch_size,
+        micro_batch_size=plan.micro_batch_size,
         num_train_samples=len(setup.data.train),
         num_validation_samples=setup.num_validation_samples,
         num_trainable_parameters=num_trainable,
         num_parameters=num_parameters,
+        micro_batch_tokens=plan.micro_batch_tokens if plan.splits_by_tokens else None,
+        num_recomputed_blocks=plan.num_recomputed,
+        num_blocks=setup.run_plan.num_blocks,
+        predicted_memory_bytes=predicted.device_bytes if predicted is not None else None,
     )

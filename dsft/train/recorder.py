@@ -7,19 +7,25 @@ import statistics
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsft.core.gpu import GpuMemoryReader
+from dsft.core.memory.plan import describe_change
 from dsft.train.events import (
     CheckpointSaved,
     Event,
     EventSink,
     InterruptRequested,
+    PlanChanged,
     PrepareProgress,
     StepDone,
     Validated,
 )
 from dsft.train.reports import StepReport, ValidationReport
 from dsft.train.summary import to_plain
+
+if TYPE_CHECKING:
+    from dsft.train.recovery import PlanChange
 
 _WINDOW_STEPS = 20
 
@@ -56,7 +62,7 @@ class RunRecorder:
         line = {"event": type(event).__name__, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
         self._log.write(json.dumps(to_plain(line | dataclasses.asdict(event)), allow_nan=False) + "\n")
         self._log.flush()
-        if isinstance(event, CheckpointSaved | Validated | InterruptRequested):
+        if isinstance(event, CheckpointSaved | Validated | InterruptRequested | PlanChanged):
             self.history.append(line | dataclasses.asdict(event))
 
     def on_step(self, report: StepReport) -> None:
@@ -99,6 +105,18 @@ class RunRecorder:
     def on_interrupt(self, signal_name: str) -> None:
         """Record that a signal came."""
         self.tell(InterruptRequested(signal_name))
+
+    def on_plan_change(self, change: "PlanChange") -> None:
+        """Record that a plan gave way to a smaller one."""
+        self.tell(
+            PlanChanged(
+                step=change.step,
+                plan=dataclasses.asdict(change.plan),
+                failed_plan=dataclasses.asdict(change.failed),
+                description=describe_change(change.failed, change.plan),
+                reason=change.reason,
+            )
+        )
 
     def rates(self) -> tuple[float, float, float]:
         """Return real tokens a second, target tokens a second and the median step in seconds, first step left out."""

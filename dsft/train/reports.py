@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsft.train.recovery import PlanChange
 
 
 @dataclass(frozen=True)
@@ -49,3 +53,4 @@ class TrainerHooks:
     on_validation: Callable[[ValidationReport], None]
     on_checkpoint: Callable[[int, Path], None]
     on_interrupt: Callable[[str], None]
+    on_plan_change: Callable[["PlanChange"], None]

@@ -1,5 +1,6 @@
 """What a finished run was: configuration, data, losses, speed and memory in one record."""
 
+import dataclasses
 import statistics
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def build_result(
     losses = [(int(log["step"]), float(log["loss"])) for log in state.log_history if "loss" in log]
     validation = [(int(log["step"]), float(log["eval_loss"])) for log in state.log_history if "eval_loss" in log]
     num_trainable, num_parameters = trainer.model.get_nb_trainable_parameters()
+    predicted = setup.predict_memory(trainer.plan)
     tok_per_s, target_tok_per_s, step_s_median = recorder.rates()
     return TrainResult(
         run_name=Path(config.save_dir).resolve().name,
@@ -72,6 +74,10 @@ def build_result(
         best_step=state.best_global_step if validation else None,
         best_validation_loss=state.best_metric,
         kept=config.keep,
+        plan=dataclasses.asdict(trainer.plan),
+        predicted_memory_allocated_bytes=predicted.allocated_bytes if predicted is not None else None,
+        predicted_memory_reserved_bytes=predicted.reserved_bytes if predicted is not None else None,
+        predicted_memory_device_bytes=predicted.device_bytes if predicted is not None else None,
         peak_memory_allocated_bytes=torch.cuda.max_memory_allocated() if is_cuda else None,
         peak_memory_reserved_bytes=torch.cuda.max_memory_reserved() if is_cuda else None,
         peak_memory_device_bytes=recorder.peak_device_bytes,

@@ -9,8 +9,16 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.data.packing import pack_sequences
 from dsft.core.data.prepare import PreparedData, prepare_data
 from dsft.core.data.sources import open_source
+from dsft.core.memory.model_shape import read_model_shape
 from dsft.core.models.attention import AttentionKernel, choose_attention
-from dsft.core.models.device import Device, Precision, hide_gpus, resolve_device, resolve_precision
+from dsft.core.models.device import (
+    Device,
+    Precision,
+    choose_allocator,
+    hide_gpus,
+    resolve_device,
+    resolve_precision,
+)
 from dsft.core.models.load import check_trainable
 from dsft.core.models.source import ModelSource, find_model, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
@@ -19,8 +27,12 @@ from dsft.core.signals import held_signals
 from dsft.train.events import EventSink, Notice, Phase, PrepareProgress
 
 if TYPE_CHECKING:
+    from dsft.core.memory.plan import ExecutionPlan
+    from dsft.core.memory.training import TrainingMemory
     from dsft.train.arguments import OptimizerChoice
     from dsft.train.batches import SequenceDataset
+    from dsft.train.planning import RunPlan
+    from dsft.train.rehearsal import StepOrder
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,21 @@ class RunSetup:
     data: PreparedData
     sequences: "SequenceDataset"
     num_steps: int
+    order: "StepOrder"
+    run_plan: "RunPlan"
     notices: tuple[str, ...]
 
     @property
     def num_validation_samples(self) -> int:
         """Samples held out."""
         return len(self.data.validation) if self.data.validation is not None else 0
+
+    def predict_memory(self, plan: "ExecutionPlan") -> "TrainingMemory | None":
+        """Return the memory of the run under a plan, with the largest micro-batch it really has; None on a CPU."""
+        samples = [sample for index in self.order.largest_micro_batch(plan) for sample in self.sequences[index]]
+        num_tokens = sum(len(sample.token_ids) for sample in samples)
+        num_targets = sum(int(sample.is_target[1:].sum()) for sample in samples)
+        return self.run_plan.predict(num_tokens, num_targets, plan)
 
     @property
     def model_facts(self) -> dict[str, object]:
@@ -80,13 +101,17 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     sink(Phase("find model and data"))
     source = find_model(config.model_name, config.model_revision)
     check_trainable(source, config.max_length)
+    shape = read_model_shape(source.model_config, source.name)
     rows = open_source(config.dataset, split=config.dataset_split, revision=config.dataset_revision)
 
     sink(Phase("load PyTorch"))
+    choose_allocator()
     with held_signals():
         import dsft.train.fit  # noqa: F401  # what comes later, too: imports are not to be interrupted
         from dsft.train.arguments import choose_optimizer, count_steps
         from dsft.train.batches import SequenceDataset
+        from dsft.train.planning import plan_run
+        from dsft.train.rehearsal import StepOrder
 
     device = resolve_device(config.device)
     if device.kind == "cpu":
@@ -110,6 +135,18 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     )
     packs = pack_sequences(data.train.lengths, config.max_length, config.seed) if config.packing else None
     sequences = SequenceDataset(data.train, packs)
+    num_steps = count_steps(config, len(sequences))
+    order = StepOrder(sequences.lengths, config.effective_batch_size, config.seed, num_steps)
+    sink(Phase("plan"))
+    longest_validation = int(data.validation.lengths.max()) if data.validation is not None else 0
+    run_plan = plan_run(
+        config,
+        device=device,
+        precision=precision,
+        attention=attention,
+        shape=shape,
+        workload=order.workload(longest_validation),
+    )
     return RunSetup(
         config=config,
         origins=dict(resolved.origins),
@@ -122,7 +159,9 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
         model_fingerprint=fingerprint_weights(source),
         data=data,
         sequences=sequences,
-        num_steps=count_steps(config, len(sequences)),
+        num_steps=num_steps,
+        order=order,
+        run_plan=run_plan,
         notices=tuple(notices),
     )
 
@@ -130,16 +169,20 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
 def describe_techniques(setup: RunSetup) -> dict[str, str]:
     """Return each technique with one phrase about how this run uses it."""
     config = setup.config
-    micro, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    run_plan = setup.run_plan
+    plan, num_blocks = run_plan.plan, run_plan.num_blocks
     num_samples, num_sequences = len(setup.data.train), len(setup.sequences)
     return {
         "QLoRA": f"NF4 4-bit weights, double quantization, {setup.precision} compute",
         "LoRA": f"rank {config.lora_r}, alpha {config.lora_alpha:g}, all linear layers of each block",
-        "gradient checkpointing": "every block recomputes its activations" if config.gradient_checkpointing else "off",
+        "gradient checkpointing": f"{plan.num_recomputed} of {num_blocks} blocks recompute their activations"
+        if plan.num_recomputed
+        else "off: every block keeps its activations",
         "attention": setup.attention.description,
         "optimizer": setup.optimizer.description,
-        "gradient accumulation": f"{micro} x {accumulation} = effective batch {config.effective_batch_size}, "
-        "loss normalised by the target tokens of the whole effective batch",
+        "gradient accumulation": f"effective batch {config.effective_batch_size} in micro-batches of up to "
+        + (f"{plan.micro_batch_tokens} tokens" if plan.splits_by_tokens else f"{plan.micro_batch_size} sequences")
+        + ", loss normalised by the target tokens of the whole effective batch",
         "mixed precision": {
             "bf16": "bf16 compute, float32 LoRA weights",
             "fp16": "fp16 compute with loss scaling, float32 LoRA weights",

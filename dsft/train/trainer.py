@@ -3,20 +3,22 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from dsft.core.data.samples import TokenizedDataset
-from dsft.core.errors import NonFiniteLossError
+from dsft.core.errors import NonFiniteLossError, is_out_of_memory
+from dsft.core.memory.plan import ExecutionPlan
 from dsft.train.batches import (
     EffectiveBatch,
     EffectiveBatchLoader,
+    MicroBatch,
     SequenceDataset,
     flatten,
     group_by_tokens,
@@ -25,8 +27,18 @@ from dsft.train.batches import (
 from dsft.train.callbacks import Interrupter, Reporter
 from dsft.train.checkpoint import find_damage, remove_old_checkpoints, replace_folder, write_checkpoint
 from dsft.train.folders import BEST_ADAPTER
+from dsft.train.gradients import GradientBuffer
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.loss import sum_target_losses
+from dsft.train.planning import write_plan
+from dsft.train.recovery import (
+    PlanRunner,
+    Shrink,
+    get_random_state,
+    release_memory,
+    reserve_optimizer_state,
+    set_random_state,
+)
 from dsft.train.reports import TrainerHooks, ValidationReport
 from dsft.train.restore import TRAINER_STATE, load_adapter_weights, page_optimizer_state
 
@@ -34,19 +46,6 @@ BEST_RECORD = "best.json"
 
 MAX_SKIPPED_STEPS = 24
 """From its first scale, 65,536, float16's loss scaler is at 1 after 16 halvings; more than that is no settling."""
-
-
-@dataclass(frozen=True)
-class ExecutionPlan:
-    """How an optimizer step is run; decides speed and memory, never the result.
-
-    Attributes:
-        micro_batch_size: Sequences in one forward and backward pass.
-        validation_tokens: Most tokens in one validation pass, unless a single sample is longer.
-    """
-
-    micro_batch_size: int
-    validation_tokens: int
 
 
 class QloraTrainer(Trainer):
@@ -67,6 +66,8 @@ class QloraTrainer(Trainer):
         num_workers: Processes that load batches.
         guard: Tells whether a signal came.
         hooks: Whom to tell what.
+        shrink: Finds the next smaller plan when memory runs out; None lets the error through.
+        rehearsed: Sequences of the largest micro-batch, which is tried before the first step; empty for no rehearsal.
     """
 
     control: TrainerControl
@@ -86,6 +87,8 @@ class QloraTrainer(Trainer):
         num_workers: int,
         guard: InterruptGuard,
         hooks: TrainerHooks,
+        shrink: Shrink | None = None,
+        rehearsed: Sequence[int] = (),
     ) -> None:
         super().__init__(
             model=model,
@@ -95,7 +98,9 @@ class QloraTrainer(Trainer):
             callbacks=[Reporter(self), Interrupter(self)],
         )
         self.remove_callback(PrinterCallback)
-        self.plan = plan
+        self._runner = PlanRunner(model, plan, shrink, hooks.on_plan_change)
+        self._gradients = GradientBuffer(model.parameters())
+        self._rehearsed = rehearsed
         self.hooks = hooks
         self.guard = guard
         self._sequences = sequences
@@ -110,6 +115,11 @@ class QloraTrainer(Trainer):
         self.step_tokens = 0
         self.step_targets = 0
         self.data_wait_s = 0.0
+
+    @property
+    def plan(self) -> ExecutionPlan:
+        """How a step is run now."""
+        return self._runner.plan
 
     # Batches
 
@@ -137,6 +147,34 @@ class QloraTrainer(Trainer):
 
     # The step
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer; whether its state pages is the plan's business."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        self._runner.take_optimizer(optimizer)
+        return optimizer
+
+    def rehearse(self) -> None:
+        """Make the optimizer's state and run the largest micro-batch once, changing nothing.
+
+        What will not fit shows now and not in hours. On a CPU there is nothing to rehearse.
+        """
+        if not self._rehearsed:
+            return
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        sequences = [self._sequences[index] for index in self._rehearsed]
+
+        def work() -> None:
+            self._gradients.clear()
+            if not optimizer.state:
+                reserve_optimizer_state(optimizer)
+            self.model.train()
+            self._run_micro_batches(sequences)
+
+        random_state = get_random_state()
+        self._runner.run(work, step=0)
+        self.model.zero_grad()
+        set_random_state(random_state)
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -151,7 +189,8 @@ class QloraTrainer(Trainer):
         """Run forward and backward over a whole effective batch.
 
         The loss is the sum over all target tokens divided by their number in the whole effective batch, so it does
-        not depend on how the batch is split.
+        not depend on how the batch is split. Where memory runs out, the step begins anew under a smaller plan: nothing
+        but its own gradients has changed yet.
 
         Returns:
             The mean loss, float32, shape [], detached.
@@ -159,21 +198,12 @@ class QloraTrainer(Trainer):
         Raises:
             NonFiniteLossError: The loss is NaN or infinite, or gradients have been so for many steps; nothing was
                 changed.
+            DoesNotFitError: Memory ran out and there is no smaller plan.
         """
         model.train()
         self._refuse_endless_overflow()
         self._num_steps_tried += 1
-        micro_batches = split_into_micro_batches(inputs, self.plan.micro_batch_size)
-        num_targets = sum(batch.num_targets for batch in micro_batches)
-        self.step_targets = num_targets
-        self.step_tokens = sum(batch.num_tokens for batch in micro_batches)
-        total = torch.zeros((), device=self.args.device)
-        for batch in micro_batches:
-            self._tell_interrupt()
-            with self.compute_loss_context_manager():
-                loss = sum_target_losses(model, batch.to(self.args.device)) / max(num_targets, 1)
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        total = self._runner.run(lambda: self._run_micro_batches(inputs), self.state.global_step + 1)
         if not math.isfinite(total.item()):
             rows = sorted(sample.row for sequence in inputs for sample in sequence)
             raise NonFiniteLossError(
@@ -183,6 +213,29 @@ class QloraTrainer(Trainer):
                 "--learning-rate.",
             )
         return total
+
+    def _run_micro_batches(self, sequences: EffectiveBatch) -> torch.Tensor:
+        """Run forward and backward over sequences; return their mean loss, and leave the gradients of it."""
+        micro_batches = split_into_micro_batches(sequences, self.plan)
+        num_targets = sum(batch.num_targets for batch in micro_batches)
+        self.step_targets = num_targets
+        self.step_tokens = sum(batch.num_tokens for batch in micro_batches)
+        self._gradients.clear()
+        total = torch.zeros((), device=self.args.device)
+        for batch in micro_batches:
+            self._tell_interrupt()
+            with self._autocast():
+                loss = sum_target_losses(self.model, batch.to(self.args.device)) / max(num_targets, 1)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _autocast(self) -> torch.autocast:
+        # Without its cache, which would keep a 16-bit copy of all LoRA weights through the forward pass; each of them
+        # is used once in it.
+        dtype = torch.float16 if self.args.fp16 else torch.bfloat16
+        is_on = self.args.fp16 or self.args.bf16
+        return torch.autocast(self.args.device.type, dtype, enabled=is_on, cache_enabled=False)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see transformers' Trainer.
@@ -230,17 +283,20 @@ class QloraTrainer(Trainer):
         self.model.eval()
         total = torch.zeros((), device=self.args.device, dtype=torch.float64)
         num_targets = 0
-        for group in group_by_tokens(self._validation.lengths, self.plan.validation_tokens):
+        groups = group_by_tokens(self._validation.lengths, self.plan.validation_tokens)
+        while groups:
             if self._tell_interrupt():
                 self.control.should_evaluate = False
                 self.control.should_save = True
                 self.control.should_training_stop = True
                 return {}
+            group = groups.pop(0)
             batch = flatten([self._validation[int(index)] for index in group])
-            if batch.num_targets == 0:
+            part = self._validate(batch)
+            if part is None:  # out of memory: in two halves
+                groups[:0] = [half for half in np.array_split(group, 2) if len(half)]
                 continue
-            with torch.no_grad(), self.compute_loss_context_manager():
-                total += sum_target_losses(self.model, batch.to(self.args.device)).double()
+            total += part
             num_targets += batch.num_targets
         loss = total.item() / max(num_targets, 1)
         is_best = math.isfinite(loss) and (self.state.best_metric is None or loss < self.state.best_metric)
@@ -254,6 +310,17 @@ class QloraTrainer(Trainer):
             ValidationReport(self.state.global_step, loss, num_targets, is_best, time.perf_counter() - started_s)
         )
         return metrics
+
+    def _validate(self, batch: MicroBatch) -> torch.Tensor | None:
+        """Return the summed loss of a pass, or None where it ran out of GPU memory and can be made smaller."""
+        try:
+            with torch.no_grad(), self._autocast():
+                return sum_target_losses(self.model, batch.to(self.args.device)).double()
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(batch.sample_bounds) <= 2:
+                raise
+        release_memory()
+        return None
 
     # Checkpoints
 
@@ -293,6 +360,7 @@ class QloraTrainer(Trainer):
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE))
+        write_plan(self.plan, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_adapter_weights(self.model, Path(resume_from_checkpoint))

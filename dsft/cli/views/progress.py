@@ -14,7 +14,7 @@ from dsft.cli.views.ascii import AsciiFallback, to_encodable
 from dsft.cli.views.progress_lines import LineChooser, format_event
 from dsft.cli.views.progress_panel import render_progress
 from dsft.cli.views.progress_state import ProgressState, advance, finish
-from dsft.train.events import Event, EventSink, Notice
+from dsft.train.events import Event, EventSink, Notice, PlanChanged
 
 REFRESHES_PER_S = 4
 
@@ -90,8 +90,8 @@ class _LivePainter:
 
     def take(self, event: Event) -> None:
         self._state = advance(self._state, event, self._clock())
-        if isinstance(event, Notice):
-            style = "yellow" if event.level == "warning" else "dim"
+        if isinstance(event, Notice | PlanChanged):
+            style = "dim" if isinstance(event, Notice) and event.level != "warning" else "yellow"
             self._console.print(AsciiFallback(Text(format_event(event), style)))
 
     def stop(self, *, is_failed: bool) -> None:

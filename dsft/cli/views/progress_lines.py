@@ -1,13 +1,14 @@
 """Tells a run in plain lines for files, pipes and simple terminals; their words are stable, for grep."""
 
 from dsft.cli.views.drawing import count_nouns
-from dsft.core.units import GIB, format_duration
+from dsft.core.units import GIB, format_count, format_duration, format_gib
 from dsft.train.events import (
     CheckpointSaved,
     Event,
     InterruptRequested,
     Notice,
     Phase,
+    PlanChanged,
     PrepareProgress,
     RunStarted,
     StepDone,
@@ -78,6 +79,14 @@ def format_event(event: Event) -> str:
             return f"checkpoint at step {step}  {path}"
         case InterruptRequested(signal_name):
             return interrupt_message(signal_name)
+        case PlanChanged():
+            return plan_change_message(event)
+
+
+def plan_change_message(change: PlanChanged) -> str:
+    """Return the sentence that tells of a smaller plan."""
+    where = f"step {change.step}" if change.step else "the rehearsal of the largest micro-batch"
+    return f"warning: GPU memory ran out in {where}; it is done again with {change.description}"
 
 
 def interrupt_message(signal_name: str) -> str:
@@ -87,13 +96,30 @@ def interrupt_message(signal_name: str) -> str:
 
 
 def _format_start(run: RunStarted) -> str:
-    accumulation = -(-run.effective_batch_size // run.micro_batch_size)
     start = f", from step {run.first_step}" if run.first_step else ""
     return (
         f"training {run.model_name} on {run.device}: {count_nouns(run.num_steps, 'step')}{start}, "
-        f"effective batch {run.effective_batch_size} = {run.micro_batch_size} x {accumulation}, "
-        f"{run.precision}, {run.attention}, {run.optimizer}"
+        f"effective batch {describe_batch(run)}, {run.precision}, {run.attention}, {run.optimizer}"
+        + "".join(f", {part}" for part in describe_plan(run))
     )
+
+
+def describe_batch(run: RunStarted, times: str = "x") -> str:
+    """Return how the effective batch is split."""
+    if run.micro_batch_tokens is not None:
+        return f"{run.effective_batch_size} in passes of up to {format_count(run.micro_batch_tokens)} tokens"
+    accumulation = -(-run.effective_batch_size // run.micro_batch_size)
+    return f"{run.effective_batch_size} = {run.micro_batch_size} {times} {accumulation}"
+
+
+def describe_plan(run: RunStarted) -> list[str]:
+    """Return what else the plan says: recomputation and predicted memory."""
+    parts = []
+    if run.num_recomputed_blocks:
+        parts.append(f"{run.num_recomputed_blocks} of {run.num_blocks} blocks recompute")
+    if run.predicted_memory_bytes is not None:
+        parts.append(f"{format_gib(run.predicted_memory_bytes)} predicted")
+    return parts
 
 
 def _format_step(step: StepDone) -> str:

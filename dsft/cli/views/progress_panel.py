@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from dsft.cli.views.drawing import clip, count_nouns, draw_bar, draw_sparkline, flow, format_step_time
-from dsft.cli.views.progress_lines import interrupt_message
+from dsft.cli.views.progress_lines import describe_batch, describe_plan, interrupt_message
 from dsft.cli.views.progress_state import PhaseSpan, ProgressState, measure_trend
 from dsft.core.units import GIB, format_count, format_duration
 from dsft.train.events import RunStarted, StepDone, Validated
@@ -100,14 +100,14 @@ def _run_lines(state: ProgressState, run: RunStarted, width: int, now_s: float) 
 
 def _header(run: RunStarted, width: int) -> list[Text]:
     share = run.num_trainable_parameters / max(run.num_parameters, 1)
-    accumulation = -(-run.effective_batch_size // run.micro_batch_size)
     trainable = f"trains {_short_count(run.num_trainable_parameters)} of {_short_count(run.num_parameters)} weights"
     return [
         clip(Text(run.model_name, "bold"), width),
         *flow([run.device, run.precision, run.attention], width, "dim"),
         *flow(
             [
-                f"batch {run.effective_batch_size} = {run.micro_batch_size} × {accumulation}",
+                f"batch {describe_batch(run, times='×')}",
+                *describe_plan(run),
                 run.optimizer,
                 count_nouns(run.num_train_samples, "sample"),
                 f"{trainable} ({share * 100:.1f} %)",

@@ -10,6 +10,7 @@ from dsft.train.events import (
     InterruptRequested,
     Notice,
     Phase,
+    PlanChanged,
     PrepareProgress,
     RunStarted,
     StepDone,
@@ -126,7 +127,7 @@ def advance(state: ProgressState, event: Event, now_s: float) -> ProgressState:
             return replace(state, phases=_close_phase(state, now_s), checkpoint=event)
         case InterruptRequested():
             return replace(state, interrupt=event)
-        case Notice():
+        case Notice() | PlanChanged():
             return state
 
 

@@ -71,7 +71,10 @@ def _result_rows(result: TrainResult) -> list[_Row]:
             f"targets; {format_step_time(result.step_s_median)} a step (median)"
         )
         rows.append(("speed", Text(speed)))
-    return [*rows, ("peak memory", Text(_format_memory(result)))]
+    rows.append(("peak memory", Text(_format_memory(result))))
+    if result.predicted_memory_device_bytes is not None:
+        rows.append(("predicted", Text(_format_prediction(result))))
+    return rows
 
 
 def _fall(first: float, last: float) -> Text:
@@ -93,6 +96,20 @@ def _format_memory(result: TrainResult) -> str:
     if result.peak_memory_device_bytes is not None:
         total = f" of {format_gib(result.memory_total_bytes)}" if result.memory_total_bytes else ""
         parts.append(f"{format_gib(result.peak_memory_device_bytes)}{total} on the device")
+    return " · ".join(parts)
+
+
+def _format_prediction(result: TrainResult) -> str:
+    pairs = (
+        ("allocated", result.predicted_memory_allocated_bytes, result.peak_memory_allocated_bytes),
+        ("reserved", result.predicted_memory_reserved_bytes, result.peak_memory_reserved_bytes),
+        ("on the device", result.predicted_memory_device_bytes, result.peak_memory_device_bytes),
+    )
+    parts = []
+    for name, predicted, measured in pairs:
+        if predicted is not None:
+            error = f" ({(predicted / measured - 1) * 100:+.1f} %)" if measured else ""
+            parts.append(f"{format_gib(predicted)} {name}{error}")
     return " · ".join(parts)
 
 

@@ -121,6 +121,16 @@ def recognize_card(device_name: str) -> Card | None:
     return next((card for card in CARDS if _plain(card.name) == plain), None)
 
 
+def card_of_device(device_name: str, total_bytes: int, capability: tuple[int, int], multiprocessors: int) -> Card:
+    """Return the record of the card the driver names, or one made of what the driver says about it."""
+    known = recognize_card(device_name)
+    if known is not None:
+        return known
+    tflops = RTX_4090.matmul_flops / 1e12 * multiprocessors / 128
+    gb_per_s = RTX_4090.bandwidth / 1e9 * multiprocessors / 128
+    return _card(device_name, total_bytes // MIB, multiprocessors, capability, tflops, gb_per_s)
+
+
 def card_of_memory(vram_gib: float) -> Card:
     """Return a card of a nominal size that is otherwise an RTX 4090."""
     total = round(vram_gib * GIB)

@@ -20,8 +20,9 @@ class ExecutionPlan:
     """How an optimizer step is run; decides speed and memory, never the result.
 
     Attributes:
-        micro_batch_size: Most sequences in one forward and backward pass.
+        micro_batch_size: Sequences of the greatest length in one forward and backward pass.
         micro_batch_tokens: Most tokens in it, unless a single sequence is longer.
+        splits_by_tokens: Whether shorter sequences may be more in number, as long as their tokens are not.
         num_recomputed: Blocks, from the first, that recompute their activations in the backward pass.
         pages_optimizer: Whether the optimizer state can page to host memory.
         validation_tokens: Most tokens in one validation pass, unless a single sample is longer.
@@ -29,6 +30,7 @@ class ExecutionPlan:
 
     micro_batch_size: int
     micro_batch_tokens: int
+    splits_by_tokens: bool
     num_recomputed: int
     pages_optimizer: bool
     validation_tokens: int
@@ -122,19 +124,26 @@ class PlannedRun:
 def plan_literally(job: Job, micro_batch_size: int, *, recomputes: bool, pages_optimizer: bool) -> PlannedRun:
     """Return the plan that takes the settings as they are written."""
     num_recomputed = job.shape.num_blocks if recomputes else 0
-    return assess(job, make_plan(job, micro_batch_size, num_recomputed, pages_optimizer))
+    return assess(job, make_plan(job.workload, micro_batch_size, num_recomputed, pages_optimizer, by_tokens=False))
 
 
-def make_plan(job: Job, micro_batch_size: int, num_recomputed: int, pages_optimizer: bool) -> ExecutionPlan:
+def make_plan(
+    workload: Workload, micro_batch_size: int, num_recomputed: int, pages_optimizer: bool, *, by_tokens: bool = True
+) -> ExecutionPlan:
     """Return a plan whose micro-batches hold as many tokens as `micro_batch_size` of the longest sequences."""
-    tokens = micro_batch_size * job.workload.longest_sequence
-    # With room for a whole step the number of sequences is no limit: short ones are not split for their number.
+    tokens = micro_batch_size * workload.longest_sequence
+    if by_tokens:
+        validation_tokens = min(tokens, workload.max_step_tokens)
+    else:  # as many as a typical micro-batch of so many sequences has
+        mean = workload.mean_step_tokens / workload.effective_batch_size
+        validation_tokens = max(workload.longest_sequence, micro_batch_size * round(mean))
     return ExecutionPlan(
         micro_batch_size=micro_batch_size,
         micro_batch_tokens=tokens,
+        splits_by_tokens=by_tokens,
         num_recomputed=num_recomputed,
         pages_optimizer=pages_optimizer,
-        validation_tokens=min(tokens, job.workload.max_step_tokens),
+        validation_tokens=validation_tokens,
     )
 
 
@@ -212,10 +221,10 @@ def _candidates(job: Job, fixed: Fixed) -> Iterator[PlannedRun]:
     for pages in [fixed.pages_optimizer] if fixed.pages_optimizer is not None else _paging(job):
         for size in [fixed.micro_batch_size] if fixed.micro_batch_size is not None else micro_batch_sizes(job.workload):
             if fixed.num_recomputed is not None:
-                yield assess(job, make_plan(job, size, min(fixed.num_recomputed, job.shape.num_blocks), pages))
+                yield assess(job, make_plan(job.workload, size, min(fixed.num_recomputed, job.shape.num_blocks), pages))
                 continue
             for num_recomputed in range(job.shape.num_blocks + 1):
-                run = assess(job, make_plan(job, size, num_recomputed, pages))
+                run = assess(job, make_plan(job.workload, size, num_recomputed, pages))
                 yield run
 
 
@@ -233,3 +242,16 @@ def micro_batch_sizes(workload: Workload) -> list[int]:
             return sizes  # a step's tokens fit already
         size *= 2
     return [*sizes, workload.effective_batch_size]
+
+
+def describe_change(failed: ExecutionPlan, plan: ExecutionPlan) -> str:
+    """Return what a plan does otherwise than the one it takes the place of, in one phrase."""
+    changes = []
+    if plan.micro_batch_tokens != failed.micro_batch_tokens:
+        changes.append(f"micro-batches of up to {plan.micro_batch_tokens:,} tokens, not {failed.micro_batch_tokens:,}")
+    if plan.num_recomputed != failed.num_recomputed:
+        changes.append(f"{plan.num_recomputed} blocks recompute, not {failed.num_recomputed}")
+    if plan.pages_optimizer != failed.pages_optimizer:
+        where = "can page to host memory" if plan.pages_optimizer else "stays on the device"
+        changes.append(f"the optimizer state {where}")
+    return "; ".join(changes)

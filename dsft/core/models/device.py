@@ -24,6 +24,7 @@ class Device:
         capability: CUDA compute capability, e.g. (8, 9); None on a CPU.
         uuid: CUDA device UUID without prefix; None on a CPU.
         total_bytes: Memory of the device; None on a CPU.
+        multiprocessors: Streaming multiprocessors; None on a CPU.
     """
 
     kind: Literal["cuda", "cpu"]
@@ -31,6 +32,7 @@ class Device:
     capability: tuple[int, int] | None = None
     uuid: str | None = None
     total_bytes: int | None = None
+    multiprocessors: int | None = None
 
     @property
     def has_bf16(self) -> bool:
@@ -54,6 +56,7 @@ def resolve_device(choice: DeviceChoice) -> Device:
             (properties.major, properties.minor),
             str(properties.uuid),
             properties.total_memory,
+            properties.multi_processor_count,
         )
     if choice == "cuda":
         reason = (
@@ -66,6 +69,32 @@ def resolve_device(choice: DeviceChoice) -> Device:
             "Check nvidia-smi and the CUDA build of torch, or take --device cpu.",
         )
     return Device("cpu", f"CPU ({torch.get_num_threads()} threads)")
+
+
+def choose_allocator() -> None:
+    """Let PyTorch's allocator grow one piece of memory instead of many; it takes effect before torch is imported.
+
+    Micro-batches differ in size, and pieces that fit one of them lie idle in the next: with samples of 300 to 4,096
+    tokens 12.6 GiB instead of 15.9 were reserved for 12.3 in use. A choice of the user's own stays.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
+def open_context() -> None:
+    """Make the CUDA context now, so that what it takes can be seen."""
+    import torch
+
+    torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+
+
+def limit_allocator(num_bytes: int) -> None:
+    """Hold PyTorch's allocator to so many bytes of the first GPU."""
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
 
 
 def hide_gpus() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dsft.core.data.samples import Sample
+from dsft.core.memory.plan import ExecutionPlan
 from dsft.train.batches import (
     EffectiveBatchLoader,
     EffectiveBatchSampler,
@@ -44,7 +45,7 @@ def test_the_first_token_of_a_sample_is_never_predicted_from_the_sample_before_i
 def test_micro_batches_hold_every_sample_once_in_order(size: int):
     samples = make_samples(7)
     batch = [[samples[0]], [samples[1], samples[2]], [samples[3]], [samples[4]], [samples[5], samples[6]]]
-    parts = split_into_micro_batches(batch, size)
+    parts = split_into_micro_batches(batch, ExecutionPlan(size, 10**6, False, 0, False, 0))
     assert len(parts) == -(-5 // size)
     joined = torch.cat([part.input_ids[0] for part in parts])
     assert joined.tolist() == np.concatenate([samples[i].token_ids for i in range(7)]).tolist()

@@ -13,19 +13,32 @@ from torch.nn.functional import cross_entropy
 from dsft.core.config.schema import TrainConfig
 from dsft.core.data.samples import Sample
 from dsft.core.errors import CheckpointError, NonFiniteLossError
+from dsft.core.memory.plan import ExecutionPlan
 from dsft.core.models.device import Device
 from dsft.train.arguments import choose_optimizer, make_arguments
 from dsft.train.batches import SequenceDataset, flatten
 from dsft.train.checkpoint import find_damage, list_checkpoints
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.loss import sum_target_losses
+from dsft.train.recovery import PlanChange
 from dsft.train.reports import TrainerHooks
 from dsft.train.restore import load_adapter_weights
 from dsft.train.schedule import learning_rate_factor
-from dsft.train.trainer import MAX_SKIPPED_STEPS, ExecutionPlan, QloraTrainer
+from dsft.train.trainer import MAX_SKIPPED_STEPS, QloraTrainer
 from tests.unit.train.random_samples import ListDataset, make_samples
 
 CPU = Device("cpu", "CPU")
+
+
+def make_literal_plan(micro: int, num_recomputed: int = 0) -> ExecutionPlan:
+    return ExecutionPlan(
+        micro_batch_size=micro,
+        micro_batch_tokens=10**6,
+        splits_by_tokens=False,
+        num_recomputed=num_recomputed,
+        pages_optimizer=False,
+        validation_tokens=50,
+    )
 
 
 class Run:
@@ -35,6 +48,7 @@ class Run:
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
         self.checkpoints: list[Path] = []
+        self.plan_changes: list[PlanChange] = []
         self.guard = InterruptGuard()
         self.on_step = options.pop("on_step", lambda report: None)
         config = TrainConfig(
@@ -61,7 +75,7 @@ class Run:
             sequences=SequenceDataset(samples),
             validation=validation,
             effective_batch_size=4,
-            plan=ExecutionPlan(micro_batch_size=micro, validation_tokens=50),
+            plan=options.pop("plan", None) or make_literal_plan(micro),
             rate_factor=lambda step: learning_rate_factor(step, num_warmup_steps=1, num_steps=steps, shape="cosine"),
             num_checkpoints_kept=2,
             num_workers=0,
@@ -71,7 +85,9 @@ class Run:
                 lambda report: self.validation.append((report.step, report.loss)),
                 lambda step, path: self.checkpoints.append(path),
                 lambda name: None,
+                self.plan_changes.append,
             ),
+            **options,
         )
 
     def _take_step(self, report) -> None:

@@ -1,0 +1,228 @@
+"""The execution plan of a run: made before the model loads, shrunk when memory runs out, kept by a resumed run."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from dsft.core.config.schema import TrainConfig
+from dsft.core.errors import DoesNotFitError
+from dsft.core.gpu import open_gpu_memory
+from dsft.core.memory.cards import KERNELS_BYTES, Card, card_of_device, card_of_memory
+from dsft.core.memory.model_shape import ModelShape
+from dsft.core.memory.plan import (
+    ExecutionPlan,
+    Fixed,
+    Job,
+    PlannedRun,
+    Workload,
+    assess,
+    choose_plan,
+    choose_smaller_plan,
+    make_plan,
+)
+from dsft.core.memory.training import TrainingLoad, TrainingMemory, estimate_training
+from dsft.core.models.attention import PER_SAMPLE, AttentionKernel
+from dsft.core.models.device import Device, Precision, open_context
+from dsft.core.units import format_gib
+
+PLAN_RECORD = "plan.json"
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run and what it was made from.
+
+    Attributes:
+        plan: The plan.
+        num_blocks: Blocks of the model.
+        job: What it was made for; None on a CPU, where memory is not planned.
+        fixed: What the user decided about it.
+        is_literal: Whether the settings are taken as they are written.
+        limit_bytes: What PyTorch's allocator is held to; None for no limit.
+    """
+
+    plan: ExecutionPlan
+    num_blocks: int
+    job: Job | None = None
+    fixed: Fixed = field(default_factory=Fixed)
+    is_literal: bool = False
+    limit_bytes: int | None = None
+
+    def assess(self) -> PlannedRun | None:
+        """Return what is predicted of the plan; None on a CPU."""
+        return assess(self.job, self.plan) if self.job is not None else None
+
+    def predict(self, num_tokens: int, num_targets: int, plan: ExecutionPlan) -> TrainingMemory | None:
+        """Return the memory with a largest micro-batch that is known; None on a CPU."""
+        if self.job is None:
+            return None
+        job = self.job
+        load = TrainingLoad(
+            shape=job.shape,
+            rank=job.rank,
+            num_tokens=num_tokens,
+            num_targets=num_targets,
+            num_validation_tokens=job.workload.longest_validation,
+            value_bytes=job.value_bytes,
+            is_flash=job.is_flash,
+            num_recomputed=plan.num_recomputed,
+            pages_optimizer=plan.pages_optimizer,
+        )
+        return estimate_training(load, job.card, context_bytes=job.context_bytes)
+
+    def shrink(self, failed: ExecutionPlan) -> ExecutionPlan:
+        """Return the next smaller plan.
+
+        Raises:
+            DoesNotFitError: There is nothing smaller, or the plan is off.
+        """
+        smaller = None
+        if self.job is not None and not self.is_literal:
+            smaller = choose_smaller_plan(self.job, failed, self.fixed)
+        if smaller is None:
+            raise self.does_not_fit("The GPU's memory ran out", failed)
+        return smaller.plan
+
+    def does_not_fit(self, what: str, plan: ExecutionPlan) -> DoesNotFitError:
+        """Return the error that says so, with what would help."""
+        if self.job is None:
+            return DoesNotFitError(f"{what}.", "Lower --max-length or --lora-r.")
+        memory = assess(self.job, plan).memory
+        needs = f"this run needs {format_gib(memory.least_process_bytes)} of {format_gib(self.job.budget_bytes)}"
+        way = "--plan auto may find a plan that fits; " if self.is_literal else ""
+        return DoesNotFitError(f"{what}: {needs}.", f"{way}lower --max-length or --lora-r.")
+
+
+def plan_run(
+    config: TrainConfig,
+    *,
+    device: Device,
+    precision: Precision,
+    attention: AttentionKernel,
+    shape: ModelShape,
+    workload: Workload,
+) -> RunPlan:
+    """Make the plan of a run, and refuse one that can't fit.
+
+    Args:
+        config: The settings.
+        device: Where it runs; on a GPU its CUDA context is made, to see what that takes.
+        precision: Compute type.
+        attention: Attention kernel.
+        shape: The model.
+        workload: What the optimizer steps consist of.
+
+    Raises:
+        DoesNotFitError: Not even the smallest plan fits the memory that is free.
+    """
+    fixed = _read_fixed(config)
+    if device.kind == "cpu":
+        plan = make_plan(workload, _literal_size(config), _literal_recomputation(config, shape), False, by_tokens=False)
+        return RunPlan(plan, shape.num_blocks, fixed=fixed, is_literal=True)
+    card, budget, context, is_full = _look_at_card(device, config.vram)
+    job = Job(
+        shape=shape,
+        rank=config.lora_r,
+        workload=workload,
+        card=card,
+        budget_bytes=budget,
+        value_bytes=4 if precision == "fp32" else 2,
+        is_flash=attention.name != PER_SAMPLE,
+        can_page=config.optimizer == "paged_adamw_32bit",
+        is_card_full=is_full,
+        context_bytes=context,
+    )
+    if config.plan == "off":
+        pages = job.can_page and config.page_optimizer != "no"
+        plan = make_plan(workload, _literal_size(config), _literal_recomputation(config, shape), pages, by_tokens=False)
+        planned = assess(job, plan)
+    else:
+        planned = choose_plan(job, fixed)
+    run_plan = RunPlan(planned.plan, shape.num_blocks, job, fixed, is_literal=config.plan == "off")
+    if _needed_bytes(job, planned) > budget:
+        raise run_plan.does_not_fit("There is not enough GPU memory", planned.plan)
+    return _limited(run_plan) if config.vram is not None else run_plan
+
+
+def keep_checkpoint_plan(run_plan: RunPlan, checkpoint: Path) -> tuple[RunPlan, str | None]:
+    """Return the run's plan with the one its checkpoint was written under, if that still fits, and a notice if not.
+
+    A plan the user decides anew (by --plan off, --micro-batch and the like) is not overruled by a checkpoint.
+    """
+    path = checkpoint / PLAN_RECORD
+    if run_plan.job is None or run_plan.is_literal or not path.exists():
+        return run_plan, None
+    kept = ExecutionPlan(**json.loads(path.read_text(encoding="utf-8")))
+    fixed = run_plan.fixed
+    decided = (
+        (fixed.micro_batch_size, kept.micro_batch_size),
+        (fixed.num_recomputed, kept.num_recomputed),
+        (fixed.pages_optimizer, kept.pages_optimizer),
+    )
+    if kept == run_plan.plan or any(now is not None and now != then for now, then in decided):
+        return run_plan, None
+    planned = assess(run_plan.job, kept)
+    if not planned.fits:
+        needs, has = format_gib(planned.memory.least_process_bytes), format_gib(run_plan.job.allowed_bytes)
+        return run_plan, f"The checkpoint's plan needs {needs} of now {has}; a smaller one takes its place."
+    return replace(run_plan, plan=kept), None
+
+
+def write_plan(plan: ExecutionPlan, folder: Path) -> None:
+    """Write a plan into a checkpoint."""
+    (folder / PLAN_RECORD).write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
+
+
+def _read_fixed(config: TrainConfig) -> Fixed:
+    recomputed = config.recompute_blocks
+    if recomputed is None and not config.gradient_checkpointing:
+        recomputed = 0
+    pages = {"auto": None, "yes": True, "no": False}[config.page_optimizer]
+    if config.optimizer != "paged_adamw_32bit":
+        pages = False
+    size = min(config.micro_batch, config.effective_batch_size) if config.micro_batch is not None else None
+    return Fixed(size, recomputed, pages)
+
+
+def _literal_size(config: TrainConfig) -> int:
+    return min(config.micro_batch or config.per_device_train_batch_size, config.effective_batch_size)
+
+
+def _literal_recomputation(config: TrainConfig, shape: ModelShape) -> int:
+    if config.recompute_blocks is not None:
+        return min(config.recompute_blocks, shape.num_blocks)
+    return shape.num_blocks if config.gradient_checkpointing else 0
+
+
+def _look_at_card(device: Device, vram_gib: float | None) -> tuple[Card, int, int | None, bool]:
+    """Return the card as it is now, what the run may take of it, its CUDA context, and whether that is all there is."""
+    assert device.total_bytes is not None and device.capability is not None  # noqa: S101, PT018  # it is a GPU
+    card = card_of_device(device.name, device.total_bytes, device.capability, device.multiprocessors or 1)
+    reader = open_gpu_memory(device.uuid) if device.uuid is not None else None
+    before = reader.read() if reader is not None else None
+    open_context()
+    context = None
+    if reader is not None and before is not None:
+        bare = reader.read().used_bytes - before.used_bytes
+        # Another process that came or went in between would be taken for the context.
+        if card.context_bytes // 4 < bare < 2 * card.context_bytes:
+            context = bare + KERNELS_BYTES
+        card = replace(card, total_bytes=before.total_bytes, driver_bytes=before.used_bytes)
+    free = card.usable_bytes
+    if vram_gib is None:
+        return card, free, context, True
+    budget = min(free, card_of_memory(vram_gib).usable_bytes)
+    return card, budget, context, budget == free
+
+
+def _needed_bytes(job: Job, planned: PlannedRun) -> int:
+    memory = planned.memory
+    return memory.least_process_bytes if job.is_card_full else memory.most_process_bytes
+
+
+def _limited(run_plan: RunPlan) -> RunPlan:
+    job = run_plan.job
+    if job is None:
+        return run_plan
+    memory = assess(job, run_plan.plan).memory
+    return replace(run_plan, limit_bytes=job.budget_bytes - memory.context_bytes - memory.paged_bytes)
