@@ -56,7 +56,8 @@ def block_forward(shape: ModelShape, size: PassSize) -> Segment:
     Kept are, for a token: the float32 inputs of both norms (8·h) and their outputs (2·w·h), rotated queries and keys
     and the values as attention takes them, its output and log-sum-exp, the inputs and outputs of the activation
     function and the gating product (4·w·intermediate), and for each linear layer the rank-r product (w·r); and the
-    casts of LoRA's weights. The block's input is not: the float32 copy in the first norm serves.
+    casts of LoRA's weights. The block's input is not: the float32 copy in the first norm serves. Where there is no such
+    copy (float32, LayerNorm, OLMo 2's norms after attention and MLP) the input and the sum in the middle are kept.
     """
     tape = Tape()
     _run_block(tape, shape, size)
@@ -91,6 +92,7 @@ def recomputed_backward(shape: ModelShape, size: PassSize) -> Segment:
     start = tape.live_bytes
     _run_block(tape, shape, size)
     tape.drop("incoming gradient")
+    tape.drop_if_there("input")  # what checkpointing kept is the same tensor
     _reverse_block(tape, shape, size)
     kept = in_blocks(size.value_bytes * size.num_tokens * shape.hidden_size)
     return Segment(tape.peak_bytes - start, -kept)
@@ -104,7 +106,7 @@ def loss_and_head(shape: ModelShape, size: PassSize) -> Segment:
     """
     w, tokens, hidden = size.value_bytes, size.num_tokens, shape.hidden_size
     tape = Tape()
-    _norm(tape, "final", tokens, hidden, w)
+    _norm(tape, "final", shape, tokens, hidden, w)
     states = w * size.num_targets * hidden
     tape.make("states", states)
     tape.make("gradient at states", states)
@@ -119,7 +121,7 @@ def loss_and_head(shape: ModelShape, size: PassSize) -> Segment:
     tape.make("gradient", w * tokens * hidden)
     tape.make("sorted positions", 6 * 8 * size.num_targets)
     tape.drop("sorted positions", "scaled gradient")
-    _reverse_norm(tape, "final", "gradient", tokens, hidden, w)
+    _reverse_norm(tape, "final", shape, size, hidden, gradient="gradient", result="gradient")
     return Segment(tape.peak_bytes, tape.live_bytes)
 
 
@@ -127,42 +129,97 @@ def loss_and_head(shape: ModelShape, size: PassSize) -> Segment:
 
 
 def _run_block(tape: Tape, shape: ModelShape, size: PassSize, *, keeps: bool = True) -> None:
-    w, tokens = size.value_bytes, size.num_tokens
-    _norm(tape, "norm 1", tokens, shape.hidden_size, w, keeps=keeps)
+    w, tokens, is_after = size.value_bytes, size.num_tokens, _has_norms_after(shape)
+    state = w * tokens * shape.hidden_size
+    if not is_after:
+        _norm(tape, "norm 1", shape, tokens, shape.hidden_size, w, keeps=keeps)
     for linear in shape.attention_linears:
         _linear(tape, linear, size, keeps=keeps)
+        if shape.normalized_head_values and linear.name != "v_proj":
+            _norm_heads(tape, shape, linear, size, keeps=keeps)
     _attend(tape, shape, size, keeps=keeps)
     _linear(tape, shape.output_linear, size, keeps=keeps)
     if not keeps:
-        tape.drop("attention out", "norm 1 out", "q rotated")
-        tape.drop_if_there("k rotated", "v", "qkv_proj out")
-    tape.make("middle", w * tokens * shape.hidden_size)
-    tape.drop("o_proj out")
-    _norm(tape, "norm 2", tokens, shape.hidden_size, w, keeps=keeps)
+        tape.drop("q rotated")
+        tape.drop_if_there("norm 1 out", "attention out", "joined", "k rotated", "v", "qkv_proj out")
+    elif _is_repeated(shape, size):
+        tape.drop("k rotated", "v")
+        tape.drop_if_there("qkv_proj out")
+    added = _norm_result(tape, "norm 1", shape, size, keeps=keeps) if is_after else "o_proj out"
+    tape.make("middle", state)
+    tape.drop(added)
+    if not is_after:
+        _norm(tape, "norm 2", shape, tokens, shape.hidden_size, w, keeps=keeps)
     _run_mlp(tape, shape, size, keeps=keeps)
-    last = shape.mlp_linears[-1].name
     if not keeps:
-        tape.drop("norm 2 out")
-    tape.make("output", w * tokens * shape.hidden_size)
-    tape.drop("middle", f"{last} out", "output")
+        tape.drop_if_there("norm 2 out")
+    added = _norm_result(tape, "norm 2", shape, size, keeps=keeps) if is_after else f"{shape.mlp_linears[-1].name} out"
+    tape.make("output", state)
+    tape.drop(added, "output")
+    if not (keeps and _keeps_input(shape, w)):
+        tape.drop("middle")
+    else:
+        tape.make("input", state)  # there from the beginning, and from now on for the backward pass
 
 
-def _norm(tape: Tape, name: str, tokens: int, width: int, w: int, *, keeps: bool = True) -> None:
+def _has_norms_after(shape: ModelShape) -> bool:
+    return shape.family == "olmo2"
+
+
+def _is_repeated(shape: ModelShape, size: PassSize) -> bool:
+    # The flash kernel gets a key head for each query head.
+    return size.is_flash and shape.num_heads > shape.num_kv_heads
+
+
+def _keeps_input(shape: ModelShape, w: int) -> bool:
+    return w >= 4 or shape.family in ("olmo2", "starcoder2")
+
+
+def _norm(
+    tape: Tape, name: str, shape: ModelShape, tokens: int, width: int, w: int, *, num_rows: int = 1, keeps: bool = True
+) -> None:
+    # Of a token's `width` values, each of `num_rows` parts has a norm of its own.
     values = tokens * width
-    if w < 4:
-        tape.make(f"{name} in", 4 * values)
-    tape.make("square", 4 * values)
-    tape.make(f"{name} rsqrt", 4 * tokens)
-    tape.drop("square")
-    tape.make("normal", 4 * values)
-    if w < 4:
-        tape.make("rounded", w * values)
-        tape.drop("normal")
-    tape.make(f"{name} out", w * values)
-    tape.drop("rounded" if w < 4 else "normal")
+    if shape.family == "starcoder2":  # one kernel
+        tape.make(f"{name} out", w * values)
+        tape.make(f"{name} rsqrt", 2 * 4 * tokens)  # and the mean
+    else:
+        if w < 4:
+            tape.make(f"{name} in", 4 * values)
+        tape.make("square", 4 * values)
+        tape.make(f"{name} rsqrt", 4 * tokens * num_rows)
+        tape.drop("square")
+        tape.make("normal", 4 * values)
+        if w < 4:
+            # Multiplied by the weight and rounded, or the other way round.
+            tape.make("rounded", (4 if _has_norms_after(shape) else w) * values)
+        tape.make(f"{name} out", w * values)
+        tape.drop_if_there("rounded", "normal")
     if not keeps:
         tape.drop(f"{name} rsqrt")
         tape.drop_if_there(f"{name} in")
+
+
+def _norm_heads(tape: Tape, shape: ModelShape, linear: Linear, size: PassSize, *, keeps: bool) -> None:
+    part, tokens, w = linear.name[0], size.num_tokens, size.value_bytes
+    num_rows = 1 if _has_norms_after(shape) else linear.num_outputs // shape.head_dim
+    _norm(tape, f"{part} norm", shape, tokens, linear.num_outputs, w, num_rows=num_rows, keeps=keeps)
+    if keeps and w >= 4:
+        tape.rename(f"{linear.name} out", f"{part} norm in")
+    else:
+        tape.drop(f"{linear.name} out")
+    tape.rename(f"{part} norm out", f"{linear.name} out")
+
+
+def _norm_result(tape: Tape, name: str, shape: ModelShape, size: PassSize, *, keeps: bool) -> str:
+    """Norm what comes out of attention or MLP, and return the name of the result."""
+    source = f"{(shape.output_linear if name == 'norm 1' else shape.mlp_linears[-1]).name} out"
+    _norm(tape, name, shape, size.num_tokens, shape.hidden_size, size.value_bytes, keeps=keeps)
+    if keeps and size.value_bytes >= 4:
+        tape.rename(source, f"{name} in")
+    else:
+        tape.drop(source)
+    return f"{name} out"
 
 
 def _linear(tape: Tape, linear: Linear, size: PassSize, *, keeps: bool) -> None:
@@ -197,38 +254,34 @@ def _attend(tape: Tape, shape: ModelShape, size: PassSize, *, keeps: bool) -> No
     w, tokens = size.value_bytes, size.num_tokens
     queries, keys = w * tokens * shape.num_query_values, w * tokens * shape.num_kv_values
     is_split = len(shape.attention_linears) == 3
-    if shape.normalized_head_values:  # a norm over q and k, as the block's own
-        for part, width in (("q", shape.num_query_values), ("k", shape.num_kv_values)):
-            _norm(tape, f"{part} norm", tokens, width, w, keeps=keeps)
-            tape.drop(f"{part}_proj out")
-            tape.make(f"{part}_proj out", w * tokens * width)
-            tape.drop(f"{part} norm out")
     for part, num_bytes in (("q", queries), ("k", keys)):
         tape.make("turned", num_bytes)
-        tape.make("half", num_bytes)
+        tape.make("half", num_bytes // 2)
         tape.make("half turned", num_bytes)
         tape.drop("half")
+        tape.make("by sine", num_bytes)
+        tape.drop("half turned")
         tape.make(f"{part} rotated", num_bytes)
-        tape.drop("turned", "half turned")
+        tape.drop("turned", "by sine")
     if is_split:
         tape.drop("q_proj out", "k_proj out")
-        tape.make("v", keys)
-        tape.drop("v_proj out")
+        tape.rename("v_proj out", "v")
     else:  # v is a view into the fused product, which lives as long as attention needs it
         tape.make("v", 0)
-    if shape.num_heads > shape.num_kv_heads and size.is_flash:
+    if _is_repeated(shape, size):
         tape.make("k repeated", queries)
         tape.make("v repeated", queries)
-        if keeps:
-            tape.drop("k rotated", "v")
     tape.make("attention out", queries)
     tape.make("log-sum-exp", 4 * tokens * shape.num_heads)
     if not keeps:
         tape.drop("log-sum-exp")
         tape.drop_if_there("k repeated", "v repeated")
-    if not size.is_flash:  # sample by sample, and then joined
+    if not size.is_flash:  # sample by sample, then joined, then in the order of tokens
+        tape.make("turned", queries)
+        if not keeps:
+            tape.drop("attention out")
         tape.make("joined", queries)
-        tape.drop("joined")
+        tape.drop("turned")
 
 
 def _run_mlp(tape: Tape, shape: ModelShape, size: PassSize, *, keeps: bool) -> None:
@@ -257,51 +310,79 @@ def _run_mlp(tape: Tape, shape: ModelShape, size: PassSize, *, keeps: bool) -> N
 
 
 def _reverse_block(tape: Tape, shape: ModelShape, size: PassSize) -> None:
-    w, tokens, hidden = size.value_bytes, size.num_tokens, shape.hidden_size
-    state = w * tokens * hidden
-    inner = w * tokens * shape.intermediate_size
+    state, is_after = size.value_bytes * size.num_tokens * shape.hidden_size, _has_norms_after(shape)
     tape.make("gradient", state)
+    inner = "gradient"
+    if is_after:
+        inner = "norm gradient"
+        _reverse_norm(tape, "norm 2", shape, size, shape.hidden_size, gradient="gradient", result=inner)
+    _reverse_mlp(tape, shape, size, gradient=inner, source="middle" if is_after else "norm 2 out")
+    if not is_after:
+        _reverse_norm(tape, "norm 2", shape, size, shape.hidden_size, gradient="mlp gradient", result="mlp gradient")
+        tape.drop_if_there("middle")
+    _add(tape, "gradient", "mlp gradient", state)
+    if is_after:
+        _reverse_norm(tape, "norm 1", shape, size, shape.hidden_size, gradient="gradient", result=inner)
+    _reverse_linear(
+        tape,
+        shape.output_linear,
+        size,
+        gradient=inner,
+        result="attention gradient",
+        source=None if size.is_flash else "joined",
+        ends_gradient=is_after,
+    )
+    _reverse_attention(tape, shape, size)
+    result: str | None = None
+    for linear in reversed(shape.attention_linears):
+        source = None
+        if linear is shape.attention_linears[0]:
+            source = "input" if is_after else "norm 1 out"
+        back = f"{linear.name} back" if result else "attention back"
+        _reverse_linear(tape, linear, size, gradient=f"{linear.name} gradient", result=back, source=source)
+        if result:
+            _add(tape, result, back, state)
+        result = "attention back"
+    if not is_after:
+        _reverse_norm(
+            tape, "norm 1", shape, size, shape.hidden_size, gradient="attention back", result="attention back"
+        )
+        tape.drop_if_there("input")
+    _add(tape, "gradient", "attention back", state)
+    tape.drop("gradient")
+
+
+def _reverse_mlp(tape: Tape, shape: ModelShape, size: PassSize, *, gradient: str, source: str) -> None:
+    w, tokens = size.value_bytes, size.num_tokens
+    inner = w * tokens * shape.intermediate_size
     first, *middle, last = shape.mlp_linears
     is_gated = bool(middle) or first.num_outputs > shape.intermediate_size
-    source = "gated" if is_gated else "activated"
-    _reverse_linear(tape, last, size, gradient="gradient", result="inner gradient", source=source, ends_gradient=False)
+    _reverse_linear(
+        tape,
+        last,
+        size,
+        gradient=gradient,
+        result="inner gradient",
+        source="gated" if is_gated else "activated",
+        ends_gradient=gradient != "gradient",
+    )
     if is_gated:
         tape.make("up gradient", inner)
         tape.make("activated gradient", inner)
         tape.drop("inner gradient", "activated")
         if middle:
             tape.drop(f"{middle[0].name} out")
-    mlp_gradient = "norm gradient"
     if middle:
-        _reverse_linear(tape, middle[0], size, gradient="up gradient", result=mlp_gradient)
+        _reverse_linear(tape, middle[0], size, gradient="up gradient", result="mlp gradient")
         tape.make("first gradient", inner)
         tape.drop("activated gradient", f"{first.name} out")
-        _reverse_linear(tape, first, size, gradient="first gradient", result="more", source="norm 2 out")
-        _add(tape, mlp_gradient, "more", state)
+        _reverse_linear(tape, first, size, gradient="first gradient", result="more", source=source)
+        _add(tape, "mlp gradient", "more", w * tokens * shape.hidden_size)
     else:
-        outputs = w * tokens * first.num_outputs
-        tape.make("first gradient", outputs)
+        tape.make("first gradient", w * tokens * first.num_outputs)
         tape.drop_if_there("activated gradient", "up gradient", "inner gradient")
         tape.drop(f"{first.name} out")
-        _reverse_linear(tape, first, size, gradient="first gradient", result=mlp_gradient, source="norm 2 out")
-    _reverse_norm(tape, "norm 2", mlp_gradient, tokens, hidden, w)
-    _add(tape, "gradient", mlp_gradient, state)
-    _reverse_linear(
-        tape, shape.output_linear, size, gradient="gradient", result="attention gradient", ends_gradient=False
-    )
-    _reverse_attention(tape, shape, size)
-    result: str | None = None
-    for linear in reversed(shape.attention_linears):
-        name = f"{linear.name} gradient"
-        input_name = "norm 1 out" if linear is shape.attention_linears[0] else None
-        back = f"{linear.name} back" if result else "attention back"
-        _reverse_linear(tape, linear, size, gradient=name, result=back, source=input_name)
-        if result:
-            _add(tape, result, back, state)
-        result = "attention back"
-    _reverse_norm(tape, "norm 1", "attention back", tokens, hidden, w)
-    _add(tape, "gradient", "attention back", state)
-    tape.drop("gradient")
+        _reverse_linear(tape, first, size, gradient="first gradient", result="mlp gradient", source=source)
 
 
 def _add(tape: Tape, total: str, part: str, num_bytes: int) -> None:
@@ -354,7 +435,7 @@ def _reverse_linear(
 def _reverse_attention(tape: Tape, shape: ModelShape, size: PassSize) -> None:
     w, tokens = size.value_bytes, size.num_tokens
     queries, keys = w * tokens * shape.num_query_values, w * tokens * shape.num_kv_values
-    is_repeated = shape.num_heads > shape.num_kv_heads and size.is_flash
+    is_repeated = _is_repeated(shape, size)
     tape.make("q gradient", queries)
     tape.make("k gradient", queries if is_repeated else keys)
     tape.make("v gradient", queries if is_repeated else keys)
@@ -363,8 +444,10 @@ def _reverse_attention(tape: Tape, shape: ModelShape, size: PassSize) -> None:
         tape.make("float32 q gradient", 4 * (tokens + 128) * shape.num_query_values)
         tape.drop("float32 q gradient")
     else:
-        tape.make("joined", queries)
-        tape.drop("joined")
+        # Each sample's gradient is spread over all tokens and added to the sum of those before.
+        tape.make("spread", queries)
+        tape.make("sum", queries)
+        tape.drop("spread", "sum")
     tape.drop("attention gradient", "attention out", "log-sum-exp", "q rotated")
     tape.drop(*(("k repeated", "v repeated") if is_repeated else ("k rotated", "v")))
     if is_repeated:
@@ -382,36 +465,52 @@ def _reverse_attention(tape: Tape, shape: ModelShape, size: PassSize) -> None:
         tape.make(f"{part} gradient", num_bytes)
     if shape.normalized_head_values:
         for part, width in (("k", shape.num_kv_values), ("q", shape.num_query_values)):
-            _reverse_norm(tape, f"{part} norm", f"{part} gradient", tokens, width, w)
+            gradient = f"{part} gradient"
+            _reverse_norm(tape, f"{part} norm", shape, size, width, gradient=gradient, result=gradient)
     if len(shape.attention_linears) == 3:
         for part in ("q", "k", "v"):
             tape.make(f"{part}_proj gradient", queries if part == "q" else keys)
             tape.drop(f"{part} gradient")
     else:
         tape.make("qkv_proj gradient", queries + 2 * keys)
-        tape.drop("q gradient", "k gradient", "v gradient", "qkv_proj out")
+        tape.drop("q gradient", "k gradient", "v gradient")
+        tape.drop_if_there("qkv_proj out")
 
 
-def _reverse_norm(tape: Tape, name: str, gradient: str, tokens: int, width: int, w: int) -> None:
-    values = tokens * width
-    tape.make("by weight", w * values)
-    tape.drop(gradient)
-    if w < 4:
-        tape.make("float32", 4 * values)
-        tape.drop("by weight")
-    tape.make("to rsqrt", 4 * values)
-    tape.make("to input", 4 * values)
-    tape.drop("to rsqrt", "float32" if w < 4 else "by weight")
-    tape.drop(f"{name} rsqrt")
-    tape.make("spread", 4 * values)
-    tape.make("mean", 4 * values)
-    tape.make("square", 4 * values)
-    tape.make("square back", 4 * values)
-    tape.drop("square", "mean", "spread", "square back")
-    if w < 4:
-        tape.drop(f"{name} in")
-        tape.make(gradient, w * values)
-        tape.drop("to input")
+def _reverse_norm(
+    tape: Tape, name: str, shape: ModelShape, size: PassSize, width: int, *, gradient: str, result: str
+) -> None:
+    # A gradient of another name than the result is needed again: by what the norm's result was added to.
+    w, values = size.value_bytes, size.num_tokens * width
+    ended = [gradient] if gradient == result else []
+    if shape.family == "starcoder2":  # one kernel
+        tape.make("to input", w * values)
+        tape.drop(f"{name} rsqrt", *ended)
+        tape.rename("to input", result)
+        return
+    if w >= 4:
+        tape.make("upstream", 4 * values)
+        tape.drop_if_there(*ended)
     else:
+        # By the weight in 16 bits and then to float32; OLMo 2 the other way round.
+        tape.make("first", (4 if _has_norms_after(shape) else w) * values)
+        tape.drop_if_there(*ended)
+        tape.make("upstream", 4 * values)
+        tape.drop("first")
+    _reverse_scaling(tape, name, 4 * values)
+    if w >= 4:
+        tape.rename("to input", result)
+    else:
+        tape.make(result, w * values)
         tape.drop("to input")
-        tape.make(gradient, w * values)
+
+
+def _reverse_scaling(tape: Tape, name: str, num_bytes: int) -> None:
+    """Reverse x / sqrt(mean(x²)), in float32."""
+    tape.make("to rsqrt", num_bytes)
+    tape.make("to input", num_bytes)
+    tape.drop("to rsqrt", "upstream", f"{name} rsqrt")
+    for part in ("spread", "mean", "square", "square back"):
+        tape.make(part, num_bytes)
+    tape.drop("square", "mean", "spread", "square back")
+    tape.drop_if_there(f"{name} in")

@@ -39,6 +39,16 @@ class Tape:
         """End the lives of those tensors that are alive."""
         self.drop(*(name for name in names if name in self._sizes))
 
+    def rename(self, old: str, new: str) -> None:
+        """Give a tensor that is alive another name.
+
+        Raises:
+            ValueError: A tensor of the new name is alive.
+        """
+        if new in self._sizes:
+            raise ValueError(f"{new} is alive already")
+        self._sizes[new] = self._sizes.pop(old)
+
     def alive(self) -> dict[str, int]:
         """Return the bytes of every tensor that is alive."""
         return dict(self._sizes)
