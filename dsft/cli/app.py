@@ -30,6 +30,11 @@ class CommandEntry:
 COMMANDS = (
     CommandEntry("train", "dsft.cli.train:train", "Fine-tune a model with QLoRA."),
     CommandEntry("infer", "dsft.cli.infer:infer", "Generate text with a model or a trained adapter."),
+    CommandEntry(
+        "estimate-memory",
+        "dsft.cli.estimate_memory:estimate_memory",
+        "Predict the memory of a run and its plan; --max-length auto finds the longest that fits.",
+    ),
 )
 
 

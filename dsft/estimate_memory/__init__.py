@@ -1,1 +1,1 @@
-"""`dsft estimate-memory`: the memory of a run before it is started."""
+"""`dsft estimate-memory`: what training, inference and a merge need of memory; arithmetic, no torch."""

@@ -1,0 +1,102 @@
+"""What a run takes of the host: memory, and disk for model, data, checkpoints and what it leaves; and a merge's memory.
+
+Only `PROCESS_BYTES` is measured; the rest follows from the sizes of the files that dsft writes.
+"""
+
+from dataclasses import dataclass
+
+from dsft.core.memory.model_shape import ModelShape
+from dsft.core.memory.training import Group, Term
+
+PROCESS_BYTES = 1_135_000_000
+"""Host memory of a training process without the model's mapped pages: Python, PyTorch, CUDA's host side, one batch.
+Measured with the 6.7B shape on an H100 (docs/benchmarks/train-6.7b-h100.json: a peak of 14.616 GB, of which 13.481 GB
+are the model's own pages)."""
+
+ADAM_FACTOR = 3
+"""A checkpoint has each LoRA weight and AdamW's two moments."""
+
+_LORA_BYTES = 4
+_MODEL_BYTES = 2
+
+_SHORT_ID_VOCABULARY = 1 << 16
+"""Up to so many tokens an id is stored in two bytes."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What decides the host's share of a run.
+
+    Attributes:
+        shape: The model.
+        rank: LoRA rank.
+        num_checkpoints: Checkpoints that are kept.
+        has_validation: Whether the adapter of the lowest validation loss is kept beside them.
+        num_dataset_tokens: Tokens of the data set; None where nobody has counted them.
+        paged_out_bytes: Optimizer state that has no room on the device.
+    """
+
+    shape: ModelShape
+    rank: int
+    num_checkpoints: int
+    has_validation: bool
+    num_dataset_tokens: int | None = None
+    paged_out_bytes: int = 0
+
+
+def estimate_host_memory(files: RunFiles) -> tuple[Term, ...]:
+    """Predict the host memory of a training run, the model's file pages last: they are given back when needed."""
+    model = _model_bytes(files.shape)
+    paged = Term("optimizer state", files.paged_out_bytes, "paged, what has no room on the device", Group.LORA)
+    return (
+        Term("process", PROCESS_BYTES, "Python, PyTorch and CUDA's host side, as measured", Group.OVERHEAD),
+        *([paged] if files.paged_out_bytes else []),
+        Term("model, while it loads", model, "pages of its files, given back when needed", Group.WEIGHTS),
+    )
+
+
+def estimate_disk(files: RunFiles) -> tuple[Term, ...]:
+    """Predict the disk that a run needs at most at once, with the model itself and with a merged one."""
+    weights = files.shape.num_lora_weights(files.rank)
+    adapter, checkpoint = _LORA_BYTES * weights, ADAM_FACTOR * _LORA_BYTES * weights
+    count = files.num_checkpoints + 1
+    model = _model_bytes(files.shape)
+    terms = [Term("model", model, f"{files.shape.num_parameters:,} x 2 bytes", Group.WEIGHTS)]
+    if files.num_dataset_tokens is not None:
+        terms.append(_cache_term(files.shape, files.num_dataset_tokens))
+    formula = f"{files.num_checkpoints} kept and one being written x {weights:,} x 12 bytes"
+    terms.append(Term("checkpoints", count * checkpoint, formula, Group.LORA))
+    if files.has_validation:
+        best = f"kept, and one being written x {weights:,} x 4 bytes"
+        terms.append(Term("best adapter", 2 * adapter, best, Group.LORA))
+    terms.append(Term("final adapter", adapter, f"{weights:,} x 4 bytes", Group.LORA))
+    terms.append(Term("merged model, if made", model, f"{files.shape.num_parameters:,} x 2 bytes", Group.WEIGHTS))
+    return tuple(terms)
+
+
+def estimate_whole_merge(shape: ModelShape, rank: int) -> int:
+    """Return the memory of merging as PEFT does: 16-bit weights and adapter whole, and the largest float32 update."""
+    largest = max(linear.num_weights for linear in shape.block_linears)
+    return _model_bytes(shape) + _LORA_BYTES * shape.num_lora_weights(rank) + 4 * largest
+
+
+def estimate_streamed_merge(shape: ModelShape, rank: int) -> int:
+    """Return the memory of merging tensor by tensor: the largest one at once.
+
+    A linear layer is there in 16 bits, in float32, with its float32 update and as the 16-bit result; an embedding is
+    only copied.
+    """
+    largest = max(shape.block_linears, key=lambda linear: linear.num_weights)
+    merged = (2 + 4 + 4 + 2) * largest.num_weights + _LORA_BYTES * rank * (largest.num_inputs + largest.num_outputs)
+    return max(merged, _MODEL_BYTES * shape.vocab_size * shape.hidden_size)
+
+
+def _cache_term(shape: ModelShape, num_tokens: int) -> Term:
+    # An id, and whether it carries loss.
+    per_token = (2 if shape.vocab_size <= _SHORT_ID_VOCABULARY else 4) + 1
+    formula = f"{num_tokens:,} tokens x {per_token} bytes"
+    return Term("tokenized data", num_tokens * per_token, formula, Group.ACTIVATIONS)
+
+
+def _model_bytes(shape: ModelShape) -> int:
+    return _MODEL_BYTES * shape.num_parameters

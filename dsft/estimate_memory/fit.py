@@ -1,0 +1,52 @@
+"""`--fit`: an estimate as an answer, yes or an error that says what would help."""
+
+from collections.abc import Sequence
+
+from dsft.core.errors import DoesNotFitError
+from dsft.core.memory.explain import explain_misfit
+from dsft.core.memory.remedies import Remedy, find_remedies
+from dsft.core.units import format_gib
+from dsft.estimate_memory.result import Breakdown, Comparison
+
+
+def check_presets(result: Comparison) -> None:
+    """Refuse presets that do not fit.
+
+    Raises:
+        DoesNotFitError: At least one does not.
+    """
+    misfits = [preset for preset in result.presets if not preset.planned.chosen.fits]
+    if not misfits:
+        return
+    found = "; ".join(
+        f"{preset.name} {explain_misfit(preset.planned.job, preset.planned.chosen)}" for preset in misfits
+    )
+    fixes = []
+    for preset in misfits:
+        remedies = find_remedies(preset.planned.job, preset.planned.fixed)
+        fixes.append(f"For {preset.name} enough would be {list_remedies(remedies)}.")
+    raise DoesNotFitError(f"{found}.", " ".join(fixes))
+
+
+def check_configuration(result: Breakdown) -> None:
+    """Refuse a configuration that does not fit.
+
+    Raises:
+        DoesNotFitError: It does not.
+    """
+    planned = result.planned
+    if planned.chosen.fits:
+        return
+    needs = format_gib(result.least_budget_bytes)
+    raise DoesNotFitError(
+        f"The run {explain_misfit(planned.job, planned.chosen)}.",
+        f"Enough would be {list_remedies(result.remedies)}; or a card with {needs} free.",
+    )
+
+
+def list_remedies(remedies: Sequence[Remedy]) -> str:
+    """Return those remedies that are enough in one line, cheapest first, each with what it saves."""
+    enough = [remedy for remedy in remedies if remedy.fits]
+    if not enough:
+        return "no change of the settings"
+    return ", ".join(f"{remedy.change} (saves {format_gib(remedy.saved_bytes)})" for remedy in enough)
