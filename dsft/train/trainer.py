@@ -99,6 +99,7 @@ class QloraTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self._runner = PlanRunner(model, plan, shrink, hooks.on_plan_change)
+        release_memory()  # attaching LoRA leaves its weights' first, 16-bit form behind
         self._gradients = GradientBuffer(model.parameters())
         self._rehearsed = rehearsed
         self.hooks = hooks

@@ -87,15 +87,21 @@ def block_backward(shape: ModelShape, size: PassSize) -> Segment:
 
 def recomputed_backward(shape: ModelShape, size: PassSize) -> Segment:
     """Return the backward pass of a block that runs forward once more first."""
+    w, values = size.value_bytes, size.num_tokens * shape.hidden_size
     tape = Tape()
-    tape.make("incoming gradient", size.value_bytes * size.num_tokens * shape.hidden_size)
+    tape.make("incoming gradient", w * values)
     start = tape.live_bytes
+    # The backward pass stops where it first needs what was not kept: LoRA's B, or the weight of OLMo 2's last norm.
+    if not _has_norms_after(shape):
+        tape.make("gradient so far", w * values)
+    elif w < 4:
+        tape.make("gradient so far", 4 * values)
     _run_block(tape, shape, size)
     tape.drop("incoming gradient")
+    tape.drop_if_there("gradient so far")  # both are made once more
     tape.drop_if_there("input")  # what checkpointing kept is the same tensor
     _reverse_block(tape, shape, size)
-    kept = in_blocks(size.value_bytes * size.num_tokens * shape.hidden_size)
-    return Segment(tape.peak_bytes - start, -kept)
+    return Segment(tape.peak_bytes - start, -in_blocks(w * values))
 
 
 def loss_and_head(shape: ModelShape, size: PassSize) -> Segment:
@@ -190,6 +196,8 @@ def _norm(
         tape.make(f"{name} rsqrt", 4 * tokens * num_rows)
         tape.drop("square")
         tape.make("normal", 4 * values)
+        if not keeps:
+            tape.drop_if_there(f"{name} in")
         if w < 4:
             # Multiplied by the weight and rounded, or the other way round.
             tape.make("rounded", (4 if _has_norms_after(shape) else w) * values)
@@ -197,7 +205,6 @@ def _norm(
         tape.drop_if_there("rounded", "normal")
     if not keeps:
         tape.drop(f"{name} rsqrt")
-        tape.drop_if_there(f"{name} in")
 
 
 def _norm_heads(tape: Tape, shape: ModelShape, linear: Linear, size: PassSize, *, keeps: bool) -> None:
@@ -336,8 +343,8 @@ def _reverse_block(tape: Tape, shape: ModelShape, size: PassSize) -> None:
     result: str | None = None
     for linear in reversed(shape.attention_linears):
         source = None
-        if linear is shape.attention_linears[0]:
-            source = "input" if is_after else "norm 1 out"
+        if linear is shape.attention_linears[0] and not is_after:
+            source = "norm 1 out"
         back = f"{linear.name} back" if result else "attention back"
         _reverse_linear(tape, linear, size, gradient=f"{linear.name} gradient", result=back, source=source)
         if result:
@@ -347,7 +354,7 @@ def _reverse_block(tape: Tape, shape: ModelShape, size: PassSize) -> None:
         _reverse_norm(
             tape, "norm 1", shape, size, shape.hidden_size, gradient="attention back", result="attention back"
         )
-        tape.drop_if_there("input")
+    tape.drop_if_there("input")
     _add(tape, "gradient", "attention back", state)
     tape.drop("gradient")
 

@@ -24,19 +24,17 @@ MIB = 1024**2
 PAGED_FROM_VALUES = 100_000
 """bitsandbytes pages the optimizer state of a tensor from this many values on; smaller ones stay on the device."""
 
-PAGED_UNIT_BYTES = MIB
-"""A paged tensor was seen to take whole MiB of the device."""
+LOADING_HOLES_BYTES = 32 * MIB
+LOADING_HOLES_SHARE = 0.02
+"""Left between the weights when they are quantized one after the other: so much, and a share of them. Fitted."""
 
-LARGE_PAGE_BYTES = 20 * MIB
-"""PyTorch's expandable segments grow by this (and by 2 MiB for tensors of up to 1 MiB)."""
+RECOMPUTE_FRAGMENTATION = 0.195
+"""Share of a block's working set that lies idle between tensors of other sizes while it recomputes. Fitted, as the
+others, on the rows marked so in docs/benchmarks/memory.md; the sizes in a block keep their proportions, so the share
+does not depend on the number of tokens."""
 
-LOADING_HOLES_BYTES = 200 * MIB
-"""Reserved while the weights are quantized one after the other and left between them."""
-
-RECOMPUTE_FRAGMENTATION = 0.18
-KEPT_FRAGMENTATION = 0.10
-"""Shares of a block's working set that lie idle between tensors of other sizes at the peak, with blocks that recompute
-and with blocks that don't; fitted on the rows marked as such in docs/benchmarks/memory.md."""
+FORWARD_FRAGMENTATION = 0.02
+"""The same share in the forward pass and the loss."""
 
 
 class Group(StrEnum):
@@ -157,8 +155,8 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
     on_device, paged = optimizer_state_bytes(shape, rank, pages=load.pages_optimizer)
     step = _step(load)
     allocated = nf4 + scales + other + workspace + 2 * lora + on_device + step.peak_bytes
-    idle = LOADING_HOLES_BYTES + step.idle_bytes
-    reserved = -(-(allocated + idle) // (2 * MIB)) * 2 * MIB
+    idle = LOADING_HOLES_BYTES + round(LOADING_HOLES_SHARE * (nf4 + scales)) + step.idle_bytes
+    reserved = -(-(allocated + idle) // (2 * MIB)) * 2 * MIB  # PyTorch's expandable segments grow by 2 MiB at least
     context = card.context_bytes if context_bytes is None else context_bytes
     paged_in = max(0, min(paged, card.usable_bytes - reserved - context))
     kept_blocks = shape.num_blocks - load.num_recomputed
@@ -182,7 +180,12 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
             "2 x 4 bytes for each LoRA weight" + (" of tensors too small to page" if load.pages_optimizer else ""),
             Group.LORA,
         ),
-        Term("optimizer state, paged", paged_in, "2 x 4 bytes for each LoRA weight, in whole MiB", Group.LORA),
+        Term(
+            "optimizer state, paged",
+            paged_in,
+            "2 x 4 bytes for each LoRA weight, as the driver rounds them",
+            Group.LORA,
+        ),
         Term(
             "kept activations",
             step.kept_bytes,
@@ -221,10 +224,20 @@ def optimizer_state_bytes(shape: ModelShape, rank: int, *, pages: bool) -> tuple
         for values in (rank * linear.num_inputs, rank * linear.num_outputs):
             num_bytes = 4 * values
             if pages and values >= PAGED_FROM_VALUES:
-                paged += 2 * -(-num_bytes // PAGED_UNIT_BYTES) * PAGED_UNIT_BYTES
+                paged += 2 * paged_tensor_bytes(num_bytes)
             else:
                 on_device += 2 * in_blocks(num_bytes)
     return shape.num_blocks * on_device, shape.num_blocks * paged
+
+
+def paged_tensor_bytes(num_bytes: int) -> int:
+    """Return what a tensor of managed memory takes of the device, as the driver was seen to round it.
+
+    Below 2 MiB to a power of two, above to whole 512 KiB.
+    """
+    if num_bytes < 2 * MIB:
+        return 1 << (num_bytes - 1).bit_length()
+    return -(-num_bytes // (MIB // 2)) * (MIB // 2)
 
 
 @dataclass(frozen=True)
@@ -232,10 +245,10 @@ class _Step:
     """The largest moment of a step.
 
     Attributes:
-        peak_bytes: Alive at it, above what is there all the time.
+        peak_bytes: Most alive at once, above what is there all the time.
         kept_bytes: What of it are activations kept for the backward pass.
-        idle_bytes: What lies idle between tensors then.
-        moment: Which moment it is.
+        idle_bytes: What the allocator holds beyond that: the moment that needs most of it may be another one.
+        moment: When most is alive.
     """
 
     peak_bytes: int
@@ -270,12 +283,16 @@ def _step(load: TrainingLoad) -> _Step:
             in_blocks(width * longest.num_tokens * shape.hidden_size) + recomputed_forward(shape, longest).peak_bytes
         )
     moment = max(moments, key=lambda name: moments[name])
+    small_fragments = FORWARD_FRAGMENTATION * forward.peak_bytes
     live_kept = inputs + (0 if "second" in moment else kept)
-    idle = RECOMPUTE_FRAGMENTATION * again.peak_bytes if recomputed else KEPT_FRAGMENTATION * forward.peak_bytes
+    held = max(
+        num_bytes + round(RECOMPUTE_FRAGMENTATION * again.peak_bytes if "second" in name else small_fragments)
+        for name, num_bytes in moments.items()
+    )
     return _Step(
         peak_bytes=moments[moment] + rotation,
         kept_bytes=0 if "validation" in moment else live_kept,
-        idle_bytes=round(idle),
+        idle_bytes=held - moments[moment],
         moment=moment,
     )
 
