@@ -35,6 +35,7 @@ COMMANDS = (
         "dsft.cli.estimate_memory:estimate_memory",
         "Predict the memory of a run and its plan; --max-length auto finds the longest that fits.",
     ),
+    CommandEntry("bench", "dsft.cli.bench:bench", "Measure the speed and memory of configurations."),
 )
 
 

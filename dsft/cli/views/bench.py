@@ -166,14 +166,11 @@ def _detail_lines(row: RowResult) -> list[tuple[str, str]]:
         lines.append(("memory", f"{format_gib(row.host_bytes)} of host memory"))
     if row.epoch_s is not None:
         lines.append(("epoch", f"{format_duration(row.epoch_s)}, validation and checkpoints not counted"))
-    if row.ceiling_flops is not None and row.useful_flops is not None and row.ceiling_share is not None:
-        lines.append(
-            (
-                "ceiling",
-                f"{row.useful_flops / 1e12:.3g} of {row.ceiling_flops / 1e12:.3g} TFLOP/s, {row.ceiling_share * 100:.0f} % of "
-                "what the model's matrix products alone reach here",
-            )
+    if row.ceiling_flops is not None and row.useful_flops is not None:
+        share = (
+            f"{row.useful_flops / row.ceiling_flops * 100:.0f} % of what the model's matrix products alone reach here"
         )
+        lines.append(("ceiling", f"{row.useful_flops / 1e12:.3g} of {row.ceiling_flops / 1e12:.3g} TFLOP/s, {share}"))
     if row.time is not None:
         lines.append(("time", _describe_time(row)))
     if row.baseline is not None:
