@@ -112,6 +112,8 @@ def loss_and_head(shape: ModelShape, size: PassSize) -> Segment:
     """
     w, tokens, hidden = size.value_bytes, size.num_tokens, shape.hidden_size
     tape = Tape()
+    if w >= 4 or shape.family == "starcoder2":
+        tape.make("final in", w * tokens * hidden)  # elsewhere it is copied into float32
     _norm(tape, "final", shape, tokens, hidden, w)
     states = w * size.num_targets * hidden
     tape.make("states", states)
@@ -493,6 +495,7 @@ def _reverse_norm(
     if shape.family == "starcoder2":  # one kernel
         tape.make("to input", w * values)
         tape.drop(f"{name} rsqrt", *ended)
+        tape.drop_if_there(f"{name} in")
         tape.rename("to input", result)
         return
     if w >= 4:
