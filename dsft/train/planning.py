@@ -8,6 +8,7 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.errors import DoesNotFitError
 from dsft.core.gpu import open_gpu_memory
 from dsft.core.memory.cards import KERNELS_BYTES, Card, card_of_device, card_of_memory
+from dsft.core.memory.explain import explain_plan, needed_bytes
 from dsft.core.memory.model_shape import ModelShape
 from dsft.core.memory.plan import (
     ExecutionPlan,
@@ -19,7 +20,9 @@ from dsft.core.memory.plan import (
     choose_plan,
     choose_smaller_plan,
     make_plan,
+    plan_literally,
 )
+from dsft.core.memory.remedies import find_remedies, list_remedies
 from dsft.core.memory.training import TrainingLoad, TrainingMemory, estimate_training
 from dsft.core.models.attention import PER_SAMPLE, AttentionKernel
 from dsft.core.models.device import Device, Precision, open_context
@@ -51,6 +54,18 @@ class RunPlan:
     def assess(self) -> PlannedRun | None:
         """Return what is predicted of the plan; None on a CPU."""
         return assess(self.job, self.plan) if self.job is not None else None
+
+    def explain(self, config: TrainConfig) -> str:
+        """Say what the plan is, against the settings as they are written."""
+        if self.job is None:
+            return "the settings as written"
+        literal = plan_literally(
+            self.job,
+            config.per_device_train_batch_size,
+            recomputes=config.gradient_checkpointing,
+            pages_optimizer=self.job.can_page,
+        )
+        return explain_plan(self.job, assess(self.job, self.plan), literal)
 
     def predict(self, num_tokens: int, num_targets: int, plan: ExecutionPlan) -> TrainingMemory | None:
         """Return the memory with a largest micro-batch that is known; None on a CPU."""
@@ -87,10 +102,23 @@ class RunPlan:
         """Return the error that says so, with what would help."""
         if self.job is None:
             return DoesNotFitError(f"{what}.", "Lower --max-length or --lora-r.")
-        memory = assess(self.job, plan).memory
-        needs = f"this run needs {format_gib(memory.least_process_bytes)} of {format_gib(self.job.budget_bytes)}"
-        way = "--plan auto may find a plan that fits; " if self.is_literal else ""
-        return DoesNotFitError(f"{what}: {needs}.", f"{way}lower --max-length or --lora-r.")
+        job = self.job
+        needed, has = needed_bytes(job, assess(job, plan).memory), job.budget_bytes
+        found = f"{what}: the run needs {format_gib(needed)}"
+        found += (
+            f", {format_gib(needed - has)} more than the {format_gib(has)}"
+            if needed > has
+            else f" of {format_gib(has)}"
+        )
+        ways = []
+        if self.is_literal and choose_plan(job, self.fixed).fits:
+            ways.append("--plan auto, which finds a plan that fits")
+        remedies = list_remedies(find_remedies(job, self.fixed))
+        if remedies:
+            ways.append(remedies)
+        # What is predicted to fit and does not: something else has taken the memory.
+        ways.append("closing other programs that use the GPU")
+        return DoesNotFitError(f"{found} that it may take.", f"Enough would be {', or '.join(ways)}.")
 
 
 def plan_run(
@@ -139,7 +167,7 @@ def plan_run(
     else:
         planned = choose_plan(job, fixed)
     run_plan = RunPlan(planned.plan, shape.num_blocks, job, fixed, is_literal=config.plan == "off")
-    if _needed_bytes(job, planned) > budget:
+    if needed_bytes(job, planned.memory) > budget:
         raise run_plan.does_not_fit("There is not enough GPU memory", planned.plan)
     return _limited(run_plan) if config.vram is not None else run_plan
 
@@ -213,11 +241,6 @@ def _look_at_card(device: Device, vram_gib: float | None) -> tuple[Card, int, in
         return card, free, context, True
     budget = min(free, card_of_memory(vram_gib).usable_bytes)
     return card, budget, context, budget == free
-
-
-def _needed_bytes(job: Job, planned: PlannedRun) -> int:
-    memory = planned.memory
-    return memory.least_process_bytes if job.is_card_full else memory.most_process_bytes
 
 
 def _limited(run_plan: RunPlan) -> RunPlan:

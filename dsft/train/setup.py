@@ -175,6 +175,7 @@ def describe_techniques(setup: RunSetup) -> dict[str, str]:
     return {
         "QLoRA": f"NF4 4-bit weights, double quantization, {setup.precision} compute",
         "LoRA": f"rank {config.lora_r}, alpha {config.lora_alpha:g}, all linear layers of each block",
+        "plan": run_plan.explain(config),
         "gradient checkpointing": f"{plan.num_recomputed} of {num_blocks} blocks recompute their activations"
         if plan.num_recomputed
         else "off: every block keeps its activations",

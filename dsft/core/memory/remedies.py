@@ -1,10 +1,11 @@
 """Which changes of the settings make a run fit that does not, those that cost the result least first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dsft.core.memory.explain import needed_bytes
 from dsft.core.memory.plan import MARGIN_SHARE, Fixed, Job, PlannedRun, Workload, choose_plan
+from dsft.core.units import format_gib
 
 SHORTEST_LENGTH = 128
 """Shorter sequences hold hardly an instruction with its answer: they are no advice."""
@@ -60,6 +61,12 @@ def find_remedies(job: Job, fixed: Fixed | None = None) -> list[Remedy]:
     if not any(remedy.fits for remedy in remedies):
         remedies += _combine(job, fixed, execution, present)
     return remedies
+
+
+def list_remedies(remedies: Sequence[Remedy]) -> str:
+    """Return those remedies that are enough in one line, cheapest first, each with what it saves."""
+    enough = [remedy for remedy in remedies if remedy.fits]
+    return ", ".join(f"{remedy.change} (saves {format_gib(remedy.saved_bytes)})" for remedy in enough)
 
 
 def least_bytes(job: Job, fixed: Fixed | None = None) -> int:
