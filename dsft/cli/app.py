@@ -33,7 +33,7 @@ COMMANDS = (
     CommandEntry(
         "estimate-memory",
         "dsft.cli.estimate_memory:estimate_memory",
-        "Predict the memory of a run and its plan; --max-length auto finds the longest that fits.",
+        "Predict a run's memory; --max-length auto finds the longest that fits.",
     ),
     CommandEntry("bench", "dsft.cli.bench:bench", "Measure the speed and memory of configurations."),
 )

@@ -1,12 +1,12 @@
 """`--fit`: an estimate as an answer, yes or an error that says what would help."""
 
-from collections.abc import Sequence
-
 from dsft.core.errors import DoesNotFitError
 from dsft.core.memory.explain import explain_misfit
-from dsft.core.memory.remedies import Remedy, find_remedies
+from dsft.core.memory.remedies import find_remedies, list_remedies
 from dsft.core.units import format_gib
 from dsft.estimate_memory.result import Breakdown, Comparison
+
+_NOTHING = "no change of the settings"
 
 
 def check_presets(result: Comparison) -> None:
@@ -23,8 +23,8 @@ def check_presets(result: Comparison) -> None:
     )
     fixes = []
     for preset in misfits:
-        remedies = find_remedies(preset.planned.job, preset.planned.fixed)
-        fixes.append(f"For {preset.name} enough would be {list_remedies(remedies)}.")
+        enough = list_remedies(find_remedies(preset.planned.job, preset.planned.fixed)) or _NOTHING
+        fixes.append(f"For {preset.name} enough would be {enough}.")
     raise DoesNotFitError(f"{found}.", " ".join(fixes))
 
 
@@ -40,13 +40,5 @@ def check_configuration(result: Breakdown) -> None:
     needs = format_gib(result.least_budget_bytes)
     raise DoesNotFitError(
         f"The run {explain_misfit(planned.job, planned.chosen)}.",
-        f"Enough would be {list_remedies(result.remedies)}; or a card with {needs} free.",
+        f"Enough would be {list_remedies(result.remedies) or _NOTHING}; or a card with {needs} free.",
     )
-
-
-def list_remedies(remedies: Sequence[Remedy]) -> str:
-    """Return those remedies that are enough in one line, cheapest first, each with what it saves."""
-    enough = [remedy for remedy in remedies if remedy.fits]
-    if not enough:
-        return "no change of the settings"
-    return ", ".join(f"{remedy.change} (saves {format_gib(remedy.saved_bytes)})" for remedy in enough)

@@ -50,7 +50,7 @@ def find_remedies(job: Job, fixed: Fixed | None = None) -> list[Remedy]:
         The changes that save memory; nothing where the run fits, or where no change of the settings helps.
     """
     fixed = fixed or Fixed()
-    if choose_plan(job, fixed).fits:
+    if _fits(job, fixed):
         return []
     present = least_bytes(job, fixed)
     judged = [(change, _judge(change, present)) for change in _execution_changes(job, fixed)]
@@ -81,12 +81,21 @@ def least_budget_bytes(job: Job, fixed: Fixed | None = None) -> int:
 
 def _smallest(job: Job, fixed: Fixed) -> PlannedRun:
     # Where nothing fits, `choose_plan` returns what needs least.
-    return choose_plan(replace(job, budget_bytes=0), fixed)
+    return choose_plan(replace(job, budget_bytes=0), _narrow(fixed))
+
+
+def _fits(job: Job, fixed: Fixed) -> bool:
+    return choose_plan(job, _narrow(fixed)).fits
+
+
+def _narrow(fixed: Fixed) -> Fixed:
+    """Return the decisions that leave the smallest plans only: no micro-batch needs less than one of one sequence."""
+    return replace(fixed, micro_batch_size=fixed.micro_batch_size or 1)
 
 
 def _judge(change: _Change, present: int) -> Remedy:
-    fits = choose_plan(change.job, change.fixed).fits
-    return Remedy(change.flags, present - least_bytes(change.job, change.fixed), fits)
+    saved = present - least_bytes(change.job, change.fixed)
+    return Remedy(change.flags, saved, _fits(change.job, change.fixed))
 
 
 def _until_fitting(changes: Iterator[_Change], present: int) -> list[Remedy]:
@@ -103,11 +112,11 @@ def _execution_changes(job: Job, fixed: Fixed) -> Iterator[_Change]:
     num_blocks, num_recomputed = job.shape.num_blocks, fixed.num_recomputed
     if num_recomputed is not None and num_recomputed < num_blocks:
         more = [replace(fixed, num_recomputed=number) for number in range(num_recomputed + 1, num_blocks + 1)]
-        least = next((choice for choice in more if choose_plan(job, choice).fits), more[-1])
+        least = next((choice for choice in more if _fits(job, choice)), more[-1])
         yield _Change(f"--recompute-blocks {least.num_recomputed}", job, least)
     if fixed.micro_batch_size is not None and fixed.micro_batch_size > 1:
         fewer = [replace(fixed, micro_batch_size=size) for size in _halvings(fixed.micro_batch_size, 1)]
-        largest = next((choice for choice in fewer if choose_plan(job, choice).fits), fewer[-1])
+        largest = next((choice for choice in fewer if _fits(job, choice)), fewer[-1])
         yield _Change(f"--micro-batch {largest.micro_batch_size}", job, largest)
     if not job.can_page:
         paged = replace(fixed, pages_optimizer=None)

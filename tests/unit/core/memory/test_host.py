@@ -1,0 +1,92 @@
+"""Host memory and disk of a run, and a merge's memory, against figures worked out by hand and against real files."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsft.core.data.cache import StoreWriter
+from dsft.core.data.tokenize import Fate, SampleBatch
+from dsft.core.memory.host import (
+    PROCESS_BYTES,
+    RunFiles,
+    estimate_disk,
+    estimate_host_memory,
+    estimate_streamed_merge,
+    estimate_whole_merge,
+)
+from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
+from dsft.core.memory.training import Term
+
+SHAPE = read_model_shape(BUILTIN_CONFIGS["deepseek-ai/deepseek-coder-6.7b-base"], "6.7b")
+MODEL_BYTES = 2 * 6_740_512_768
+LORA = 159_907_840  # rank 64
+FILES = RunFiles(SHAPE, 64, num_checkpoints=2, has_validation=True, num_dataset_tokens=1000)
+
+
+def sizes(terms: tuple[Term, ...]) -> dict[str, int]:
+    return {term.name: term.num_bytes for term in terms}
+
+
+def test_disk_holds_model_data_checkpoints_adapters_and_a_merged_model() -> None:
+    assert sizes(estimate_disk(FILES)) == {
+        "model": MODEL_BYTES,
+        "tokenized data": 3000,
+        "checkpoints": 3 * 12 * LORA,
+        "best adapter": 2 * 4 * LORA,
+        "final adapter": 4 * LORA,
+        "merged model, if made": MODEL_BYTES,
+    }
+
+
+def test_what_a_run_does_not_write_takes_no_disk() -> None:
+    names = sizes(estimate_disk(replace(FILES, has_validation=False, num_dataset_tokens=None)))
+    assert "best adapter" not in names
+    assert "tokenized data" not in names
+
+
+@pytest.mark.parametrize("vocab_size", [32256, 100_000])
+def test_a_token_takes_as_much_of_the_cache_as_is_said(tmp_path: Path, vocab_size: int) -> None:
+    tokens = 5000
+    batch = SampleBatch(
+        token_ids=np.zeros(tokens, dtype=np.uint32),
+        is_target=np.ones(tokens, dtype=np.bool_),
+        lengths=np.array([tokens]),
+        rows=np.array([0]),
+        prompts=np.array([0], dtype=np.uint64),
+        fate=Fate(),
+    )
+    with ExitStack() as files:
+        writer = StoreWriter(tmp_path, vocab_size, files)
+        writer.add(batch)
+        writer.finish({})
+    written = sum((tmp_path / name).stat().st_size for name in ("token_ids", "is_target"))
+    shape = replace(SHAPE, vocab_size=vocab_size)
+    files_of_run = RunFiles(shape, 8, 1, has_validation=False, num_dataset_tokens=tokens)
+    assert sizes(estimate_disk(files_of_run))["tokenized data"] == written
+
+
+def test_host_memory_is_the_process_what_was_paged_out_and_last_the_file_pages() -> None:
+    terms = estimate_host_memory(replace(FILES, paged_out_bytes=77))
+    assert [term.num_bytes for term in terms] == [PROCESS_BYTES, 77, MODEL_BYTES]
+    assert [term.num_bytes for term in estimate_host_memory(FILES)] == [PROCESS_BYTES, MODEL_BYTES]
+
+
+def test_the_process_is_what_the_committed_run_measured(repository: Path) -> None:
+    record = json.loads((repository / "docs/benchmarks/train-6.7b-h100.json").read_text(encoding="utf-8"))
+    measured = record["peak_host_memory_bytes"] - MODEL_BYTES
+    assert pytest.approx(measured, rel=0.01) == PROCESS_BYTES
+
+
+def test_a_streamed_merge_holds_one_layer_a_whole_one_the_model() -> None:
+    largest = 4096 * 11008
+    assert estimate_streamed_merge(SHAPE, 64) == 12 * largest + 4 * 64 * (4096 + 11008)
+    assert estimate_whole_merge(SHAPE, 64) == MODEL_BYTES + 4 * LORA + 4 * largest
+
+
+def test_a_large_embedding_decides_a_streamed_merge() -> None:
+    shape = replace(SHAPE, vocab_size=1_000_000)
+    assert estimate_streamed_merge(shape, 64) == 2 * 1_000_000 * 4096
