@@ -61,7 +61,8 @@ def _take_memory() -> list[torch.Tensor]:
 
 
 def _lower_limit() -> list[torch.Tensor]:
-    most = torch.cuda.memory_reserved() + _room_bytes()
+    room = _room_bytes()
+    most = torch.cuda.memory_reserved() + room
     torch.cuda.set_per_process_memory_fraction(most / torch.cuda.get_device_properties(0).total_memory)
     return []
 

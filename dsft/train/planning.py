@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dsft.core.config.schema import TrainConfig
 from dsft.core.errors import DoesNotFitError
-from dsft.core.gpu import open_gpu_memory
+from dsft.core.gpu import GpuMemoryReader, open_gpu_memory
 from dsft.core.memory.cards import KERNELS_BYTES, Card, card_of_device, card_of_memory
 from dsft.core.memory.explain import explain_plan, needed_bytes
 from dsft.core.memory.model_shape import ModelShape
@@ -121,10 +121,43 @@ class RunPlan:
         return DoesNotFitError(f"{found} that it may take.", f"Enough would be {', or '.join(ways)}.")
 
 
+@dataclass(frozen=True)
+class CardView:
+    """A GPU as it was before this process took anything of it.
+
+    Attributes:
+        card: Its record; `driver_bytes` is what was in use.
+        reader: Reads its memory; None without NVML.
+        context_bytes: What a CUDA context takes, kernels included; None where it could not be seen.
+    """
+
+    card: Card
+    reader: GpuMemoryReader | None
+    context_bytes: int | None
+
+
+def look_at_card(device: Device) -> CardView | None:
+    """Look at the GPU, and make this process's CUDA context to see what it takes; None on a CPU."""
+    if device.kind == "cpu" or device.total_bytes is None or device.capability is None:
+        return None
+    card = card_of_device(device.name, device.total_bytes, device.capability, device.multiprocessors or 1)
+    reader = open_gpu_memory(device.uuid) if device.uuid is not None else None
+    if reader is None:
+        open_context()
+        return CardView(card, None, None)
+    before = reader.read()
+    open_context()
+    bare = reader.read().used_bytes - before.used_bytes
+    # Another process that came or went in between would be taken for the context.
+    is_plausible = card.context_bytes // 4 < bare < 2 * card.context_bytes
+    seen = replace(card, total_bytes=before.total_bytes, driver_bytes=before.used_bytes)
+    return CardView(seen, reader, bare + KERNELS_BYTES if is_plausible else None)
+
+
 def plan_run(
     config: TrainConfig,
+    view: CardView | None,
     *,
-    device: Device,
     precision: Precision,
     attention: AttentionKernel,
     shape: ModelShape,
@@ -134,7 +167,7 @@ def plan_run(
 
     Args:
         config: The settings.
-        device: Where it runs; on a GPU its CUDA context is made, to see what that takes.
+        view: The GPU; None on a CPU, where settings are taken as they are written.
         precision: Compute type.
         attention: Attention kernel.
         shape: The model.
@@ -144,21 +177,22 @@ def plan_run(
         DoesNotFitError: Not even the smallest plan fits the memory that is free.
     """
     fixed = _read_fixed(config)
-    if device.kind == "cpu":
+    if view is None:
         plan = make_plan(workload, _literal_size(config), _literal_recomputation(config, shape), False, by_tokens=False)
         return RunPlan(plan, shape.num_blocks, fixed=fixed, is_literal=True)
-    card, budget, context, is_full = _look_at_card(device, config.vram)
+    free = view.card.usable_bytes
+    budget = free if config.vram is None else min(free, card_of_memory(config.vram).usable_bytes)
     job = Job(
         shape=shape,
         rank=config.lora_r,
         workload=workload,
-        card=card,
+        card=view.card,
         budget_bytes=budget,
         value_bytes=4 if precision == "fp32" else 2,
         is_flash=attention.name != PER_SAMPLE,
         can_page=config.optimizer == "paged_adamw_32bit",
-        is_card_full=is_full,
-        context_bytes=context,
+        is_card_full=budget == free,
+        context_bytes=view.context_bytes,
     )
     if config.plan == "off":
         pages = job.can_page and config.page_optimizer != "no"
@@ -220,27 +254,6 @@ def _literal_recomputation(config: TrainConfig, shape: ModelShape) -> int:
     if config.recompute_blocks is not None:
         return min(config.recompute_blocks, shape.num_blocks)
     return shape.num_blocks if config.gradient_checkpointing else 0
-
-
-def _look_at_card(device: Device, vram_gib: float | None) -> tuple[Card, int, int | None, bool]:
-    """Return the card as it is now, what the run may take of it, its CUDA context, and whether that is all there is."""
-    assert device.total_bytes is not None and device.capability is not None  # noqa: S101, PT018  # it is a GPU
-    card = card_of_device(device.name, device.total_bytes, device.capability, device.multiprocessors or 1)
-    reader = open_gpu_memory(device.uuid) if device.uuid is not None else None
-    before = reader.read() if reader is not None else None
-    open_context()
-    context = None
-    if reader is not None and before is not None:
-        bare = reader.read().used_bytes - before.used_bytes
-        # Another process that came or went in between would be taken for the context.
-        if card.context_bytes // 4 < bare < 2 * card.context_bytes:
-            context = bare + KERNELS_BYTES
-        card = replace(card, total_bytes=before.total_bytes, driver_bytes=before.used_bytes)
-    free = card.usable_bytes
-    if vram_gib is None:
-        return card, free, context, True
-    budget = min(free, card_of_memory(vram_gib).usable_bytes)
-    return card, budget, context, budget == free
 
 
 def _limited(run_plan: RunPlan) -> RunPlan:

@@ -110,7 +110,7 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
         import dsft.train.fit  # noqa: F401  # what comes later, too: imports are not to be interrupted
         from dsft.train.arguments import choose_optimizer, count_steps
         from dsft.train.batches import SequenceDataset
-        from dsft.train.planning import plan_run
+        from dsft.train.planning import look_at_card, plan_run
         from dsft.train.rehearsal import StepOrder
 
     device = resolve_device(config.device)
@@ -141,7 +141,7 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     longest_validation = int(data.validation.lengths.max()) if data.validation is not None else 0
     run_plan = plan_run(
         config,
-        device=device,
+        look_at_card(device),
         precision=precision,
         attention=attention,
         shape=shape,

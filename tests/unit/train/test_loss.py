@@ -112,17 +112,21 @@ def test_one_chunk_of_logits_is_alive_at_a_time(
     assert logits <= live.peak_bytes < 1.05 * logits
 
 
-def test_without_gradients_none_is_kept() -> None:
+def test_without_gradients_none_is_made() -> None:
     states, weight, labels = make_head(3 * CHUNK, torch.float32)
-    live = LiveBytes(weight, labels, states)
-    with live, torch.no_grad():
+    training = LiveBytes(weight, labels, states)
+    with training:
         total = head_loss(states, weight, labels)
-    assert not total.requires_grad
-    assert live.live_bytes == 512  # the loss
-    with live:
-        kept = head_loss(states, weight, labels)
-    assert kept.requires_grad and live.live_bytes == 2 * 512 + 3 * CHUNK * HIDDEN * 4
-    torch.testing.assert_close(total, kept.detach())
+    gradient_bytes = 3 * CHUNK * HIDDEN * 4
+    assert total.requires_grad and training.live_bytes == 2 * 512 + gradient_bytes  # the loss, and a shape of it
+    with torch.no_grad():
+        states = states * 1  # as what a model returns in a validation pass
+        validating = LiveBytes(weight, labels, states)
+        with validating:
+            same = head_loss(states, weight, labels)
+    assert not same.requires_grad and validating.live_bytes == 512
+    assert validating.peak_bytes <= training.peak_bytes - gradient_bytes
+    torch.testing.assert_close(same, total.detach())
 
 
 def test_the_head_itself_gets_no_gradient() -> None:

@@ -16,7 +16,7 @@ from dsft.core.memory.plan import Workload
 from dsft.core.models.attention import VARLEN, AttentionKernel
 from dsft.core.models.device import Device
 from dsft.core.units import GIB
-from dsft.train.planning import RunPlan, keep_checkpoint_plan, plan_run, write_plan
+from dsft.train.planning import RunPlan, keep_checkpoint_plan, look_at_card, plan_run, write_plan
 from dsft.train.rehearsal import StepOrder
 
 MIB = 1024**2
@@ -43,8 +43,9 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunPlan]:
 
         monkeypatch.setattr(planning, "open_gpu_memory", lambda uuid: Reader())
         monkeypatch.setattr(planning, "open_context", lambda: None)
+        view = look_at_card(CARD)
         return plan_run(
-            TrainConfig(**settings), device=CARD, precision="bf16", attention=KERNEL, shape=SHAPE, workload=workload
+            TrainConfig(**settings), view, precision="bf16", attention=KERNEL, shape=SHAPE, workload=workload
         )
 
     return make
