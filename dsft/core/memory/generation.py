@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsft.core.memory.cards import Card, workspace_bytes
 from dsft.core.memory.model_shape import ModelShape, in_blocks, quantized_bytes, unquantized_bytes
-from dsft.core.memory.training import LOADING_HOLES_BYTES, MIB, Group, Term
+from dsft.core.memory.training import LOADING_HOLES_BYTES, LOADING_HOLES_SHARE, MIB, Group, Term
 
 VALUE_BYTES = 2
 """Of weights, arithmetic and KV cache: bf16 or fp16."""
@@ -67,7 +67,9 @@ def estimate_generation(load: GenerationLoad, card: Card, *, context_bytes: int 
         Term("cuBLAS workspaces", workspace, "two", Group.OVERHEAD),
     )
     allocated = sum(term.num_bytes for term in inside)
-    idle = -(-(allocated + LOADING_HOLES_BYTES) // (2 * MIB)) * 2 * MIB - allocated
+    quantized = sum(quantized_bytes(shape)) if load.is_4bit else 0
+    holes = LOADING_HOLES_BYTES + round(LOADING_HOLES_SHARE * quantized)
+    idle = -(-(allocated + holes) // (2 * MIB)) * 2 * MIB - allocated
     context = card.context_bytes if context_bytes is None else context_bytes
     origin = f"record of the {card.name}" if context_bytes is None else "measured"
     outside = (
