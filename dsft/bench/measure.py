@@ -22,6 +22,8 @@ from dsft.train.interrupt import InterruptGuard
 from dsft.train.reports import StepReport, TrainerHooks
 from dsft.train.trainer import QloraTrainer
 
+_PROFILED = torch.profiler.ProfilerActivity.CUDA
+
 
 @dataclass
 class StepClock:
@@ -140,26 +142,34 @@ def record_kernels(
     Returns:
         What ran on the GPU, and the step.
     """
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    profiler = torch.profiler.profile(activities=[_PROFILED])
+    is_recording = False
 
     def begin(step: int) -> None:
+        nonlocal is_recording
         on_begin(step)
         if step == num_warmup_steps + 1:
             profiler.start()
+            is_recording = True
 
-    def end(step: int) -> None:
-        if step == num_warmup_steps + 1:
+    def stop(_step: int = 0) -> None:
+        nonlocal is_recording
+        if is_recording:
+            is_recording = False
             profiler.stop()
 
-    clock = StepClock(setup.is_gpu, num_warmup_steps, meter, begin, end)
-    with _make_trainer(base, setup, num_warmup_steps + 1, clock) as trainer:
-        trainer.train()
+    clock = StepClock(setup.is_gpu, num_warmup_steps, meter, begin, stop)
+    try:
+        with _make_trainer(base, setup, num_warmup_steps + 1, clock) as trainer:
+            trainer.train()
+    finally:
+        stop()  # PyTorch has one profiler: left on by a step that failed, it would refuse the next row
     results: Any = profiler.profiler
     spans = [
         KernelSpan(event.name(), event.start_ns(), event.end_ns())
         for event in results.kineto_results.events()
         # Beside kernels, copies and fills the GPU's timeline shows the spans that libraries have given names.
-        if event.device_type().name == "CUDA" and not event.is_user_annotation()
+        if event.device_type().name == _PROFILED.name and not event.is_user_annotation()
     ]
     return spans, clock.steps[0]
 

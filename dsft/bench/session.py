@@ -13,13 +13,13 @@ from dsft.bench.measure import Measurement, StepClock, has_lora, measure_trainin
 from dsft.bench.memory import MemoryMeter
 from dsft.bench.options import BenchOptions, BenchSink, Progress
 from dsft.bench.plain import load_plain, measure_plain
-from dsft.bench.planning import look_at_card
 from dsft.bench.result import BaselineResult, BenchResult, DeviceFigures, RowResult, TimeShares, summarize_sets
 from dsft.bench.rows import BenchRow
 from dsft.bench.setup import RowSetup, prepare_row
 from dsft.core.memory.model_shape import ModelShape
 from dsft.core.models.device import resolve_device, torch_dtype
 from dsft.core.models.load import load_quantized
+from dsft.train.planning import look_at_card
 from dsft.train.versions import versions
 
 NUM_STEPS_BEFORE_PROFILE = 1

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from dsft.bench.data import RowData, prepare_row_data
-from dsft.bench.planning import CardView, plan_row
 from dsft.bench.result import PlanFigures
 from dsft.bench.rows import BenchRow
 from dsft.core.config.schema import TrainConfig
@@ -16,7 +15,7 @@ from dsft.core.models.device import Device, Precision, resolve_device, resolve_p
 from dsft.core.models.load import check_trainable
 from dsft.core.models.source import ModelSource, find_model
 from dsft.train.arguments import OptimizerChoice, choose_optimizer, count_steps
-from dsft.train.planning import RunPlan
+from dsft.train.planning import CardView, RunPlan, plan_run
 from dsft.train.rehearsal import StepOrder
 
 
@@ -110,7 +109,7 @@ def prepare_row(
     data = prepare_row_data(row, source, num_steps, use_random=use_random, on_rows=on_rows)
     num_run_steps = num_steps if data.is_random else count_steps(config, len(data.sequences))
     order = StepOrder(data.sequences.lengths, config.effective_batch_size, config.seed, num_run_steps)
-    run_plan = plan_row(
+    run_plan = plan_run(
         config,
         view if device.kind == "cuda" else None,
         precision=precision,
