@@ -1,0 +1,70 @@
+"""The predicted time of a step: what it follows from and how it moves."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from dsft.core.memory.cards import H100, RTX_4090, find_card
+from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
+from dsft.core.memory.speed import StepTime, matmul_share, predict_step
+
+SHAPE = read_model_shape(BUILTIN_CONFIGS["deepseek-ai/deepseek-coder-6.7b-base"], "6.7b")
+
+
+def predict(card=RTX_4090, rank: int = 64, **settings: float) -> StepTime:
+    arguments = {"step_tokens": 16_384, "micro_batch_tokens": 4096, "num_recomputed": 0} | settings
+    return predict_step(SHAPE, rank, card, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_step_takes_at_least_the_time_of_its_matrix_products() -> None:
+    # Two products of 6.48e9 block weights for a token, two of LoRA's and its own, two of the head's.
+    flops = 16_384 * (4 * 6_476_005_376 + 6 * 159_907_840 + 4 * 32_256 * 4_096)
+    bound_s = flops / (165e12 * matmul_share(RTX_4090))
+    assert bound_s < predict().step_s < 2 * bound_s
+
+
+def test_the_step_grows_with_tokens_rank_and_blocks_that_recompute() -> None:
+    for card in (H100, RTX_4090, find_card("T4")):
+        for settings in (
+            [{"step_tokens": n} for n in (1000, 4096, 8192, 65_536)],
+            [{"rank": n} for n in (8, 16, 64, 256)],
+            [{"num_recomputed": n} for n in range(33)],
+            [{"paged_bytes": n} for n in (0, 10**8, 10**9)],
+        ):
+            times = [predict(card, **each).step_s for each in settings]
+            assert times == sorted(times) and times[0] < times[-1], settings
+
+
+def test_larger_micro_batches_never_take_longer() -> None:
+    for card, tokens in itertools.product((H100, RTX_4090), (1000, 16_384, 50_000)):
+        times = [
+            predict(card, step_tokens=tokens, micro_batch_tokens=n).step_s
+            for n in (128, 512, 1024, 5000, 16_384, 10**6)
+        ]
+        assert times == sorted(times, reverse=True)
+        assert times[-1] == predict(card, step_tokens=tokens, micro_batch_tokens=tokens).step_s
+
+
+def test_many_small_passes_wait_for_the_host() -> None:
+    small = predict(H100, step_tokens=4096, micro_batch_tokens=64)
+    large = predict(H100, step_tokens=65_536, micro_batch_tokens=16_384)
+    assert small.is_launch_bound and not large.is_launch_bound
+    # Where the host decides, a faster card changes nothing.
+    assert predict(replace(H100, matmul_flops=2e15), step_tokens=4096, micro_batch_tokens=64).step_s == small.step_s
+
+
+def test_state_that_pages_crosses_the_link_twice() -> None:
+    assert predict(paged_bytes=20 * 10**9).step_s - predict().step_s == pytest.approx(2.0)
+
+
+def test_a_faster_card_is_faster() -> None:
+    cards = [find_card(name) for name in ("T4", "RTX 3090 Ti", "RTX 4090", "H100")]
+    times = [predict(card).step_s for card in cards]
+    assert times == sorted(times, reverse=True)
+    assert all(0 < matmul_share(card) < 1 for card in cards)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [0, 0.5])
+def test_a_micro_batch_of_less_than_a_token_is_taken_as_one(micro_batch_tokens: float) -> None:
+    assert predict(step_tokens=4, micro_batch_tokens=micro_batch_tokens) == predict(step_tokens=4, micro_batch_tokens=1)
