@@ -98,7 +98,7 @@ def _make_random(config: TrainConfig, vocab_size: int, num_steps: int) -> RowDat
     samples = RandomSamples(num_samples, config.max_length, vocab_size, config.seed)
     return RowData(
         SequenceDataset(samples),
-        f"random tokens, every sequence {config.max_length:,} long, all of them targets",
+        "random tokens, every sequence as long as max_length, all of them targets",
         config.max_length,
         is_random=True,
     )

@@ -222,11 +222,11 @@ def _make_trainer(base: Any, setup: RowSetup, num_steps: int, clock: StepClock) 
     config, plan = setup.config, setup.run_plan.plan
     lora = LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.seed)
     limit_bytes = setup.run_plan.limit_bytes
-    if limit_bytes is not None:
-        limit_allocator(limit_bytes)
     model = attach_lora(base, lora)
     hook = base.base_model.register_forward_pre_hook(clock.see_micro_batch, with_kwargs=True)
     try:
+        if limit_bytes is not None:
+            limit_allocator(limit_bytes)
         with tempfile.TemporaryDirectory(prefix="dsft-bench-") as folder:
             arguments = make_arguments(
                 config.model_copy(update={"output_dir": folder}),

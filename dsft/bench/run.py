@@ -26,9 +26,6 @@ def run_bench(rows: Sequence[BenchRow], options: BenchOptions, sink: BenchSink) 
     choose_allocator()
     sink.on_progress(Progress(0, len(rows), "", "load PyTorch"))
     with held_signals():  # imports are not to be interrupted
-        import bitsandbytes  # noqa: F401  # what comes later, too
-        import peft  # noqa: F401
-
         from dsft.bench.session import Session
     if all(row.config.device == "cpu" for row in rows):
         hide_gpus()

@@ -48,6 +48,7 @@ class Session:
         used_bytes = self._view.card.driver_bytes if self._view is not None and reader is not None else None
         self._device = DeviceFigures(device.name, device.total_bytes, used_bytes)
         self._versions = versions()
+        self._remarks: tuple[str, ...] = ()
 
     @property
     def result(self) -> BenchResult:
@@ -115,27 +116,28 @@ class Session:
             for index in group:
                 self._profile(index, base)
         del base
-        self._meter.reset()
+        self._reset()
 
     def _load(self, index: int, load: Callable[[RowSetup], Any]) -> Any:
-        self._meter.reset()
+        self._reset()
         self._tell(index, "load and quantize the model")
         return attempt(lambda: load(self._setups[index]))
 
     def _measure(self, index: int, base: Any) -> None:
         setup, options = self._setups[index], self._options
-        self._meter.reset()
+        self._reset()
+        begun = self._begin(index)
         clock = self._make_clock(index, "measure", options.num_steps)
         self._tell(index, "attach LoRA")
         outcome = attempt(lambda: measure_training(base, setup, options.num_steps, clock))
-        self._meter.reset()
+        self._reset()
         if isinstance(outcome, Failure):
             self._fail(index, outcome, clock.step)
             return
-        self._add(index, self._describe(index, outcome))
+        self._add(index, self._describe(index, begun, outcome))
         self._sink.on_row(self._get(index))
 
-    def _describe(self, index: int, measurement: Measurement) -> RowResult:
+    def _describe(self, index: int, begun: RowResult, measurement: Measurement) -> RowResult:
         setup = self._setups[index]
         speed = measure_speed(measurement.steps)
         predicted = _predict(setup)
@@ -147,8 +149,11 @@ class Session:
         time = None
         if self._options.is_profiled and not setup.is_gpu:
             time = TimeShares(share_wall_clock(measurement.phase_s), "wall clock")
+        notices = begun.notices
+        if isinstance(found, Failure):
+            notices = (*notices, f"The ceiling was not measured: {found.tell()}")
         return replace(
-            self._begin(index),
+            begun,
             status="done",
             speed=speed,
             predicted=predicted,
@@ -160,7 +165,7 @@ class Session:
             useful_flops=useful,
             ceiling_share=useful / ceiling if ceiling else None,
             time=time,
-            notices=(f"The ceiling was not measured: {found.tell()}",) if isinstance(found, Failure) else (),
+            notices=notices,
         )
 
     def _find_ceiling(self, index: int) -> float | Failure | None:
@@ -175,7 +180,7 @@ class Session:
             self._ceilings[key] = attempt(
                 lambda: measure_ceiling(setup.shape, num_tokens, dtype, setup.torch_device, seconds)
             )
-            self._meter.reset()
+            self._reset()
         return self._ceilings[key]
 
     def _profile(self, index: int, base: Any) -> None:
@@ -192,7 +197,7 @@ class Session:
                 lambda step: self._tell(index, "record kernels", step, NUM_STEPS_BEFORE_PROFILE + 1),
             )
         )
-        self._meter.reset()
+        self._reset()
         if isinstance(outcome, Failure):
             self._note(index, f"Where the time goes is not known: {outcome.tell()}")
             return
@@ -214,17 +219,17 @@ class Session:
             baseline = self._measure_baseline(index, base)
             self._add(index, replace(self._get(index), baseline=baseline))
         del base
-        self._meter.reset()
+        self._reset()
 
     def _measure_baseline(self, index: int, base: Any) -> BaselineResult:
         if isinstance(base, Failure):
             return BaselineResult(base.status, base.tell())
         setup, options = self._setups[index], self._options
-        self._meter.reset()
+        self._reset()
         clock = self._make_clock(index, "plain path", options.num_steps)
         outcome = attempt(lambda: measure_plain(base, setup, options.num_steps, clock))
         memory = self._meter.peak()
-        self._meter.reset()
+        self._reset()
         if isinstance(outcome, Failure):
             return BaselineResult(outcome.status, outcome.tell(clock.step))
         speed, own = measure_speed(outcome), self._get(index).speed
@@ -232,6 +237,12 @@ class Session:
         return BaselineResult("done", speed=speed, measured=memory, speedup=speedup)
 
     # What is told and kept
+
+    def _reset(self) -> None:
+        """Empty the memory; that something could not be freed belongs into every row measured after it."""
+        outcome = attempt(self._meter.reset)
+        if isinstance(outcome, Failure):
+            self._remarks = (*self._remarks, f"Memory of an earlier row may still count here: {outcome.tell()}")
 
     def _make_clock(self, index: int, phase: str, num_steps: int) -> StepClock:
         num_all = self._options.num_warmup_steps + num_steps
@@ -247,7 +258,7 @@ class Session:
 
     def _begin(self, index: int) -> RowResult:
         row, setup = self._rows[index], self._setups.get(index)
-        result = RowResult(row.name, row.config.model_dump(), "failed", set=row.set)
+        result = RowResult(row.name, row.config.model_dump(), "failed", set=row.set, notices=self._remarks)
         if setup is None:
             return result
         return replace(

@@ -103,9 +103,12 @@ def test_columns_that_no_row_fills_are_left_out() -> None:
 
 def test_a_grid_is_shown_as_its_table_and_sets() -> None:
     rows = [replace(ROW, name=f"row {number}") for number in range(5)]
+    rows[3] = replace(rows[3], notices=("not freed",))
     sets = {"held_out": SetSummary(5, {"reserved": 1.25}, {"reserved": -0.5})}
     drawn = squeezed(draw(make_result(*rows, sets=sets)))
     assert "middle half" not in drawn
+    assert "Data: random tokens." in drawn
+    assert "row 3: not freed" in drawn
     assert "held out (5 rows): reserved 1.25 % off on average, -0.50 % at worst too low" in drawn
 
 

@@ -34,6 +34,9 @@ def render_bench(result: BenchResult, comparisons: Sequence[RowComparison] | Non
     parts += [_draw_reason(row) for row in result.rows if row.reason is not None]
     if len(result.rows) <= _MOST_ROWS_IN_DETAIL:
         parts += [_draw_details(row) for row in result.rows if row.status == "done"]
+    else:
+        parts += [Text(f"{row.name}: {notice}", "yellow") for row in result.rows for notice in row.notices]
+        parts.append(Text(_describe_data(result)))
     parts += [Text(line) for line in _describe_sets(result)]
     if comparisons is not None:
         parts.append(_draw_comparisons(comparisons))
@@ -49,6 +52,7 @@ def format_markdown(result: BenchResult, comparisons: Sequence[RowComparison] | 
     )  # fmt: skip
     lines = [_describe_setting(result), "", _markdown_row(header), _markdown_row(["---"] * len(header))]
     lines += [_markdown_row(_markdown_cells(row)) for row in result.rows]
+    lines += ["", _describe_data(result)]
     for row in result.rows:
         if row.time is not None:
             lines += ["", f"{row.name}, where the time of a step goes: {_describe_time(row)}."]
@@ -229,6 +233,10 @@ def _describe_setting(result: BenchResult) -> str:
     if result.device.used_before_bytes is not None:
         memory = f" ({format_gib(result.device.used_before_bytes)} in use before)"
     return f"{result.device.name}{memory}; {done}, {steps}; {versions}"
+
+
+def _describe_data(result: BenchResult) -> str:
+    return f"Data: {'; '.join(dict.fromkeys(row.data for row in result.rows if row.data is not None)) or 'none'}."
 
 
 def _describe_sets(result: BenchResult) -> list[str]:

@@ -188,6 +188,23 @@ def test_a_model_that_can_not_be_loaded_fails_all_its_rows(monkeypatch: pytest.M
     assert found.exit_code == ExitCode.DOES_NOT_FIT
 
 
+def test_memory_that_can_not_be_freed_is_a_remark_on_the_rows_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset = MemoryMeter.reset
+    calls: list[int] = []
+
+    def refuse_once(self):
+        reset(self)
+        calls.append(1)
+        if len(calls) == 3:  # after the first row has run
+            raise RuntimeError("not freed")
+
+    monkeypatch.setattr(MemoryMeter, "reset", refuse_once)
+    first, second = Heard().run([make_row("a"), make_row("b")]).rows
+    assert (first.status, second.status) == ("done", "done")
+    assert first.notices == ()
+    assert second.notices == ("Memory of an earlier row may still count here: failed: RuntimeError: not freed",)
+
+
 def test_what_is_found_is_told_after_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard()
     train = measure.measure_training
