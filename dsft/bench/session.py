@@ -141,7 +141,7 @@ class Session:
         setup = self._setups[index]
         speed = measure_speed(measurement.steps)
         predicted = _predict(setup)
-        measured = measurement.memory
+        measured = measurement.memory if setup.is_gpu else None
         useful = count_useful_flops_per_s(setup.shape, measurement.steps)
         found = self._find_ceiling(index)
         ceiling = None if isinstance(found, Failure) else found
@@ -228,7 +228,7 @@ class Session:
         self._reset()
         clock = self._make_clock(index, "plain path", options.num_steps)
         outcome = attempt(lambda: measure_plain(base, setup, options.num_steps, clock))
-        memory = self._meter.peak()
+        memory = self._meter.peak() if setup.is_gpu else None
         self._reset()
         if isinstance(outcome, Failure):
             return BaselineResult(outcome.status, outcome.tell(clock.step))
