@@ -105,6 +105,10 @@ def find_card(name: str) -> Card:
     asked = _plain(name)
     if asked in known:
         return known[asked]
+    # "4070" is the RTX 4070 and not its larger sisters.
+    exact = [card for plain, card in known.items() if asked and plain in (f"rtx {asked}", f"rtx a{asked}")]
+    if len(exact) == 1:
+        return exact[0]
     matches = [card for plain, card in known.items() if asked and set(asked.split()) <= set(plain.split())]
     if len(matches) == 1:
         return matches[0]

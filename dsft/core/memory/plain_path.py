@@ -7,6 +7,7 @@ its cache: LoRA's float32 weights are cast at each use, and a cast lives as long
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 from dsft.core.memory.loss_chunks import chunk_rows
 from dsft.core.memory.model_shape import NF4_BLOCK, Linear, ModelShape, in_blocks
@@ -50,6 +51,7 @@ class PassSize:
         return self.value_bytes < 4
 
 
+@cache
 def block_forward(shape: ModelShape, size: PassSize) -> Segment:
     """Return the forward pass of a block that keeps its activations.
 
@@ -64,6 +66,7 @@ def block_forward(shape: ModelShape, size: PassSize) -> Segment:
     return Segment(tape.peak_bytes, tape.live_bytes)
 
 
+@cache
 def recomputed_forward(shape: ModelShape, size: PassSize) -> Segment:
     """Return the forward pass of a block that recomputes, or of one in a validation pass.
 
@@ -75,6 +78,7 @@ def recomputed_forward(shape: ModelShape, size: PassSize) -> Segment:
     return Segment(tape.peak_bytes, kept)
 
 
+@cache
 def block_backward(shape: ModelShape, size: PassSize) -> Segment:
     """Return the backward pass of a block whose activations are there; it frees them as it goes."""
     tape = Tape()
@@ -85,6 +89,7 @@ def block_backward(shape: ModelShape, size: PassSize) -> Segment:
     return Segment(tape.peak_bytes - start, -start)
 
 
+@cache
 def recomputed_backward(shape: ModelShape, size: PassSize) -> Segment:
     """Return the backward pass of a block that runs forward once more first."""
     w, values = size.value_bytes, size.num_tokens * shape.hidden_size
@@ -104,6 +109,7 @@ def recomputed_backward(shape: ModelShape, size: PassSize) -> Segment:
     return Segment(tape.peak_bytes - start, -in_blocks(w * values))
 
 
+@cache
 def loss_and_head(shape: ModelShape, size: PassSize) -> Segment:
     """Return the final norm, output head and loss, forward and backward, above what all blocks have left.
 

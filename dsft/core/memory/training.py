@@ -33,7 +33,7 @@ RECOMPUTE_FRAGMENTATION = 0.195
 others, on the rows marked so in docs/benchmarks/memory.md; the sizes in a block keep their proportions, so the share
 does not depend on the number of tokens."""
 
-FORWARD_FRAGMENTATION = 0.02
+FORWARD_FRAGMENTATION = 0.15
 """The same share in the forward pass and the loss."""
 
 
