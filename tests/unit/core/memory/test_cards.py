@@ -27,6 +27,8 @@ def test_every_card_is_found_and_recognized_by_its_own_name(card) -> None:
     ("name", "expected"),
     [
         ("rtx 3090", "RTX 3090"),  # and not the Ti
+        ("3090", "RTX 3090"),
+        ("4070", "RTX 4070"),
         ("h100", "H100 80GB HBM3"),
         ("A6000", "RTX A6000"),
         ("t4", "T4"),
@@ -38,7 +40,7 @@ def test_part_of_a_name_is_enough_where_it_fits_one_card(name: str, expected: st
     assert find_card(name).name == expected
 
 
-@pytest.mark.parametrize("name", ["a100", "4070", "rtx", "ti"])
+@pytest.mark.parametrize("name", ["a100", "rtx", "ti"])
 def test_part_of_several_names_is_refused_with_those_it_fits(name: str) -> None:
     with pytest.raises(ConfigError, match="can be several cards") as caught:
         find_card(name)

@@ -83,6 +83,10 @@ def test_blocks_that_recompute_keep_their_input() -> None:
     again = recomputed_backward(LARGE, PassSize(4096, 4096, 64)).peak_bytes
     rotation = 2 * 4096 * 2 * 128
     assert terms["largest transient"] == state + again + rotation
+    # One block that keeps its activations has freed them by then.
+    but_one = estimate_training(load(num_recomputed=31, num_tokens=64, rank=8), H100)
+    assert but_one.peak_moment == memory.peak_moment
+    assert terms_of(but_one)["kept activations"] == 31 * 64 * 2 * 4096
 
 
 def test_the_loss_needs_a_chunk_of_logits_and_the_gradient_at_its_input() -> None:
