@@ -1,0 +1,254 @@
+"""Predict the measured rows of docs/benchmarks/memory.json with today's arithmetic, and make the tables of memory.md.
+
+    python scripts/memory_report.py                       # print the tables
+    python scripts/memory_report.py --write               # write predictions into memory.json, tables into memory.md
+    python scripts/memory_report.py --grid grid.json --fresh fresh*.json --presets presets.json --write
+
+The last form makes memory.json anew from records that `dsft bench --output` wrote.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dsft.core.memory.cards import H100
+from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
+from dsft.core.memory.training import TrainingLoad, estimate_training
+from dsft.core.units import GIB
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
+COMMANDS = {
+    "grid": "dsft bench --grid memory-grid.yaml --random-data --steps 1 --warmup-steps 0 --ceiling-seconds 0",
+    "fresh": "the same with one row in the file",
+    "presets": "dsft bench --vram 24 --steps 3 --warmup-steps 1 --ceiling-seconds 2",
+}
+FIGURES = ("allocated", "reserved", "device")
+SETS = ("fitted", "held_out")
+
+Json = dict[str, Any]
+
+
+def main() -> None:
+    """Read or make the record, predict, and print or write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", type=Path, help="record of the grid's rows in one process")
+    parser.add_argument("--fresh", type=Path, nargs="*", default=[], help="records of rows in processes of their own")
+    parser.add_argument("--presets", type=Path, help="record of the presets, held to 24 GiB")
+    parser.add_argument("--write", action="store_true", help="write memory.json and the tables of memory.md")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the two lie")
+    options = parser.parse_args()
+    path, page = options.folder / "memory.json", options.folder / "memory.md"
+    record = collect(options.grid, options.fresh, options.presets) if options.grid else read_json(path)
+    predict_all(record)
+    tables = make_tables(record)
+    if options.write:
+        path.write_text(format_record(record), encoding="utf-8")
+        page.write_text(put_tables(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    else:
+        print("\n\n".join(tables.values()))
+
+
+def read_json(path: Path) -> Json:
+    """Return the object in a JSON file."""
+    content: Json = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+# From what dsft bench wrote to what is kept
+
+
+def collect(grid: Path, fresh: Iterable[Path], presets: Path | None) -> Json:
+    """Return what is worth keeping of the records of a measurement."""
+    whole = read_json(grid)
+    base = BUILTIN_CONFIGS["deepseek-ai/deepseek-coder-6.7b-base"]
+    record: Json = {
+        "device": whole["device"],
+        "context_bytes": seen_context_bytes(whole),
+        "versions": whole["versions"],
+        "commands": COMMANDS,
+        "models": {"6.7B": base, "GQA": base | {"num_key_value_heads": 8, "intermediate_size": 14336}},
+        "grid": [keep(row) for row in whole["rows"]],
+        "fresh": [keep(row) for path in fresh for row in read_json(path)["rows"]],
+        "presets": [keep(row) for row in read_json(presets)["rows"]] if presets else [],
+    }
+    return record
+
+
+def seen_context_bytes(bench: Json) -> int:
+    """Return the CUDA context the bench predicted with: it measures that at its start and records only the sum."""
+    predicted = next(row["predicted"] for row in bench["rows"] if not row["plan"]["pages_optimizer"])
+    used_before: int = bench["device"]["used_before_bytes"]
+    context: int = predicted["device_bytes"] - predicted["reserved_bytes"] - used_before
+    return context
+
+
+def keep(row: Json) -> Json:
+    """Return the facts of a row that its prediction needs, and what was measured."""
+    if row["status"] != "done" or not row["data"].startswith("random tokens"):
+        raise SystemExit(f"{row['name']}: only rows that were measured on random tokens can be predicted from a record")
+    max_length, [first, *_] = row["config"]["max_length"], row["speed"]["steps"]
+    num_tokens = max(max_length, min(row["plan"]["micro_batch_tokens"], first["num_tokens"]))
+    return {
+        "name": row["name"],
+        "set": row["set"],
+        "model": "GQA" if row["name"].startswith("GQA ") else "6.7B",
+        "precision": row["precision"],
+        "attention": row["attention"],
+        "max_length": max_length,
+        "lora_r": row["config"]["lora_r"],
+        "plan": {key: row["plan"][key] for key in ("micro_batch_size", "num_recomputed", "pages_optimizer")},
+        "num_tokens": num_tokens,
+        "num_targets": num_tokens - num_tokens // max_length,  # a sequence's first token has nothing before it
+        "num_micro_batches": first["num_micro_batches"],
+        "step_s": round(row["speed"]["step_s"]["median"], 4),
+        "tok_per_s": round(row["speed"]["tok_per_s"], 1),
+        "measured": row["measured"],
+        "predicted_then": row["predicted"],
+    }
+
+
+def format_record(record: Json) -> str:
+    """Return the record as JSON with one line for each row."""
+    parts = []
+    for key, value in record.items():
+        if isinstance(value, list):
+            rows = ",\n".join(f"  {json.dumps(row)}" for row in value)
+            parts.append(f' "{key}": [\n{rows}\n ]')
+        else:
+            parts.append(f' "{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+# Predictions
+
+
+def predict_all(record: Json) -> None:
+    """Put today's prediction into every row."""
+    for name in ("grid", "fresh", "presets"):
+        for row in record[name]:
+            row["predicted"] = predict(record, row)
+
+
+def predict(record: Json, row: Json) -> dict[str, int]:
+    """Predict the peaks of a row on the card as it was found."""
+    device = record["device"]
+    card = replace(H100, total_bytes=device["total_bytes"], driver_bytes=device["used_before_bytes"])
+    load = TrainingLoad(
+        shape=read_model_shape(record["models"][row["model"]], row["model"]),
+        rank=row["lora_r"],
+        num_tokens=row["num_tokens"],
+        num_targets=row["num_targets"],
+        value_bytes={"bf16": 2, "fp16": 2, "fp32": 4}[row["precision"]],
+        is_flash="flash" in row["attention"].lower(),
+        num_recomputed=row["plan"]["num_recomputed"],
+        pages_optimizer=row["plan"]["pages_optimizer"],
+    )
+    memory = estimate_training(load, card, context_bytes=record["context_bytes"])
+    return {f"{figure}_bytes": getattr(memory, f"{figure}_bytes") for figure in FIGURES}
+
+
+def error_percent(row: Json, figure: str, prediction: str = "predicted") -> float:
+    """Return by how much a prediction is too high, in percent of what was measured."""
+    error: float = (row[prediction][f"{figure}_bytes"] / row["measured"][f"{figure}_bytes"] - 1) * 100
+    return error
+
+
+# Tables
+
+
+def make_tables(record: Json) -> dict[str, str]:
+    """Return the tables by name, as Markdown."""
+    grid = record["grid"]
+    tables = {"summary": summary_table(grid)}
+    tables |= {name: rows_table([row for row in grid if row["set"] == name]) for name in SETS}
+    return tables | {"fresh": fresh_table(grid, record["fresh"]), "presets": presets_table(record["presets"])}
+
+
+def put_tables(page: str, tables: dict[str, str]) -> str:
+    """Return a page whose tables, each between two comments, are replaced."""
+    for name, table in tables.items():
+        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
+        page, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", page, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"the page has {count} places for the table {name!r}, and not one")
+    return page
+
+
+def summary_table(grid: list[Json]) -> str:
+    """Return the errors of each set, with today's constants and with those of the run."""
+    lines = []
+    for name in SETS:
+        rows = [row for row in grid if row["set"] == name]
+        for figure in FIGURES:
+            now, then = (
+                spread([error_percent(row, figure, key) for row in rows]) for key in ("predicted", "predicted_then")
+            )
+            lines.append([f"{name.replace('_', ' ')}, {len(rows)} rows", figure, *now, *then])
+    return markdown(("set", "peak", "mean size", "lowest", "highest", "then: mean size", "lowest", "highest"), lines)
+
+
+def spread(errors: list[float]) -> list[str]:
+    """Return mean size, lowest and highest of errors in percent."""
+    return [f"{fmean(map(abs, errors)):.2f} %", signed(min(errors)), signed(max(errors))]
+
+
+def rows_table(rows: list[Json]) -> str:
+    """Return measured against predicted of all rows."""
+    lines = [[row["name"], f"{row['step_s']:.2f}", *(compare(row, figure) for figure in FIGURES)] for row in rows]
+    return markdown(("run", "step, s", *(f"{figure}, GiB" for figure in FIGURES)), lines)
+
+
+def compare(row: Json, figure: str) -> str:
+    """Return measured, predicted and error in one cell."""
+    measured, predicted = (row[key][f"{figure}_bytes"] / GIB for key in ("measured", "predicted"))
+    return f"{measured:.2f} / {predicted:.2f} ({signed(error_percent(row, figure))})"
+
+
+def fresh_table(grid: list[Json], fresh: list[Json]) -> str:
+    """Return the rows that were repeated in fresh processes, against the grid's."""
+    in_grid = {row["name"]: row for row in grid}
+    lines = []
+    for row in fresh:
+        cells = [row["name"]]
+        for figure in ("reserved", "device"):
+            one, other = (each["measured"][f"{figure}_bytes"] for each in (in_grid[row["name"]], row))
+            cells.append(f"{one / GIB:.2f} / {other / GIB:.2f} ({signed((other / one - 1) * 100)})")
+        lines.append([*cells, *(signed(error_percent(row, figure)) for figure in ("reserved", "device"))])
+    heads = ("reserved, GiB: grid / fresh", "device, GiB: grid / fresh", "error reserved", "error device")
+    return markdown(("run", *heads), lines)
+
+
+def presets_table(rows: list[Json]) -> str:
+    """Return the presets held to 24 GiB."""
+    lines = []
+    for row in rows:
+        plan = row["plan"]
+        split = f"{plan['micro_batch_size']} × {row['num_micro_batches']}, {plan['num_recomputed']} of 32 recompute"
+        speed = (f"{row['tok_per_s']:,.0f}", f"{row['step_s']:.2f}")
+        room = f"{row['measured']['device_bytes'] / 1024**2:,.0f} of 24,576 MiB"
+        lines.append([row["name"], split, *speed, compare(row, "reserved"), compare(row, "device"), room])
+    heads = ("tok/s", "step, s", "reserved, GiB", "device, GiB", "NVML's peak")
+    return markdown(("preset", "plan", *heads), lines)
+
+
+def signed(percent: float) -> str:
+    """Return an error with its sign, a true minus; what rounds to nothing has none."""
+    text = f"{percent:+.2f}"
+    text = "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+    return f"{text} %"
+
+
+def markdown(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    names = list(heads)
+    rows = [names, ["---"] * len(names), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The measured rows of docs/benchmarks/memory.json against today's arithmetic, and the tables made of them."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+SCRIPTS = Path(__file__).parents[3] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Make the script importable for this file alone."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import memory_report
+
+        yield memory_report
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def record(report, repository: Path):
+    record = report.read_json(repository / "docs/benchmarks/memory.json")
+    report.predict_all(record)
+    return record
+
+
+@pytest.mark.parametrize("figure", ["reserved", "device"])
+@pytest.mark.parametrize("name", ["fitted", "held_out"])
+def test_predictions_are_within_two_percent_on_average_and_none_is_two_too_low(
+    report, record, name: str, figure: str
+) -> None:
+    errors = [report.error_percent(row, figure) for row in record["grid"] if row["set"] == name]
+    assert len(errors) == {"fitted": 12, "held_out": 30}[name]
+    assert sum(map(abs, errors)) / len(errors) < 2
+    assert min(errors) >= -2
+
+
+def test_what_is_allocated_is_predicted_to_a_thousandth(report, record) -> None:
+    rows = record["grid"] + record["fresh"] + record["presets"]
+    assert max(abs(report.error_percent(row, "allocated")) for row in rows) < 0.1
+
+
+def test_fresh_processes_agree_with_the_grid_within_one_percent(record) -> None:
+    in_grid = {row["name"]: row["measured"] for row in record["grid"]}
+    assert len(record["fresh"]) == 6
+    for row in record["fresh"]:
+        for figure in ("reserved_bytes", "device_bytes"):
+            assert row["measured"][figure] == pytest.approx(in_grid[row["name"]][figure], rel=0.01)
+
+
+def test_the_presets_stay_on_a_card_of_24_gib_and_near_their_prediction(report, record) -> None:
+    assert [row["name"] for row in record["presets"]] == ["conservative", "balanced", "quality"]
+    for row in record["presets"]:
+        assert row["measured"]["device_bytes"] < 24 * 1024**3
+        assert report.error_percent(row, "device") > -2
+
+
+def test_rows_and_their_sets_are_those_of_the_grid_file(record, repository: Path) -> None:
+    rows = yaml.safe_load((repository / "docs/benchmarks/memory-grid.yaml").read_text(encoding="utf-8"))
+    assert [(row["name"], row["set"]) for row in rows] == [(row["name"], row["set"]) for row in record["grid"]]
+    assert {row["model"] for row in record["grid"]} == {"6.7B", "GQA"}
+
+
+def test_the_committed_record_and_page_are_what_the_script_makes(report, record, repository: Path) -> None:
+    """Fails when the arithmetic has changed: `python scripts/memory_report.py --write` brings both up to date."""
+    folder = repository / "docs" / "benchmarks"
+    assert (folder / "memory.json").read_text(encoding="utf-8") == report.format_record(record)
+    page = (folder / "memory.md").read_text(encoding="utf-8")
+    assert page == report.put_tables(page, report.make_tables(record))
+
+
+def test_a_prediction_follows_the_facts_of_its_row(report, record) -> None:
+    row = copy.deepcopy(record["grid"][0])
+    before = report.predict(record, row)
+    row["plan"]["num_recomputed"] -= 8
+    assert report.predict(record, row)["allocated_bytes"] > before["allocated_bytes"]
+    row["plan"]["num_recomputed"] += 8
+    row["model"] = "GQA"
+    assert report.predict(record, row) != before
+
+
+def test_errors_are_in_percent_of_what_was_measured(report) -> None:
+    row = {"measured": {"device_bytes": 200}, "predicted": {"device_bytes": 197}}
+    assert report.error_percent(row, "device") == pytest.approx(-1.5)
+    assert report.spread([-3.0, 1.0]) == ["2.00 %", "−3.00 %", "+1.00 %"]
+    assert report.signed(-0.001) == "0.00 %"
+
+
+def test_a_page_without_a_place_for_a_table_is_refused(report) -> None:
+    place = "a\n<!-- table t -->\nold\n<!-- end -->\nb\n"
+    assert report.put_tables(place, {"t": "| new |"}) == place.replace("old", "| new |")
+    with pytest.raises(SystemExit, match="0 places"):
+        report.put_tables(place, {"other": ""})
+
+
+def test_only_rows_on_random_tokens_are_kept(report) -> None:
+    with pytest.raises(SystemExit, match="random tokens"):
+        report.keep({"name": "x", "status": "done", "data": "rows.jsonl: 3 samples"})
+    with pytest.raises(SystemExit, match="random tokens"):
+        report.keep({"name": "x", "status": "failed", "data": "random tokens"})
