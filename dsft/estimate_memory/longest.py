@@ -7,9 +7,10 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.errors import DoesNotFitError, ModelError
 from dsft.core.memory.explain import explain_misfit
 from dsft.core.memory.plan import choose_plan
+from dsft.core.memory.settings import fix_settings
 from dsft.estimate_memory.budget import Budget
 from dsft.estimate_memory.model import EstimatedModel
-from dsft.estimate_memory.plans import fix_settings, make_job, plan_training
+from dsft.estimate_memory.plans import make_job, plan_training
 
 STEP_TOKENS = 64
 """Lengths are multiples of this."""

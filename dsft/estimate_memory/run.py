@@ -59,8 +59,6 @@ def break_down(config: TrainConfig, budget: Budget, *, finds_longest: bool = Fal
         model.check_length(config.max_length)
     planned = plan_training(config, model.shape, budget)
     notices = _flash_notices("the configuration", config, budget)
-    if config.lora_dropout > 0:
-        notices.append("lora_dropout is above 0: the inputs and masks that it keeps are not counted.")
     if config.device == "cpu":
         notices.append("device is cpu: the run takes host memory; this is what it would take of a GPU.")
     return Breakdown(

@@ -19,10 +19,9 @@ from dsft.core.memory.plan import (
     assess,
     choose_plan,
     choose_smaller_plan,
-    make_plan,
-    plan_literally,
 )
 from dsft.core.memory.remedies import find_remedies, list_remedies
+from dsft.core.memory.settings import can_page, fix_settings, take_literally
 from dsft.core.memory.training import TrainingLoad, TrainingMemory, estimate_training
 from dsft.core.models.attention import PER_SAMPLE, AttentionKernel
 from dsft.core.models.device import Device, Precision, open_context
@@ -59,13 +58,9 @@ class RunPlan:
         """Say what the plan is, against the settings as they are written."""
         if self.job is None:
             return "the settings as written"
-        literal = plan_literally(
-            self.job,
-            config.per_device_train_batch_size,
-            recomputes=config.gradient_checkpointing,
-            pages_optimizer=self.job.can_page,
-        )
-        return explain_plan(self.job, assess(self.job, self.plan), literal)
+        as_written = config.model_copy(update={"micro_batch": None, "recompute_blocks": None, "page_optimizer": "auto"})
+        literal = take_literally(as_written, self.job.workload, self.num_blocks)
+        return explain_plan(self.job, assess(self.job, self.plan), assess(self.job, literal))
 
     def predict(self, num_tokens: int, num_targets: int, plan: ExecutionPlan) -> TrainingMemory | None:
         """Return the memory with a largest micro-batch that is known; None on a CPU."""
@@ -80,20 +75,25 @@ class RunPlan:
             num_validation_tokens=job.workload.longest_validation,
             value_bytes=job.value_bytes,
             is_flash=job.is_flash,
+            has_dropout=job.has_dropout,
             num_recomputed=plan.num_recomputed,
             pages_optimizer=plan.pages_optimizer,
         )
         return estimate_training(load, job.card, context_bytes=job.context_bytes)
 
-    def shrink(self, failed: ExecutionPlan) -> ExecutionPlan:
+    def shrink(self, failed: ExecutionPlan, free_bytes: int) -> ExecutionPlan:
         """Return the next smaller plan.
+
+        Args:
+            failed: The plan that ran out of memory.
+            free_bytes: What a step could have now, beyond what stays from step to step.
 
         Raises:
             DoesNotFitError: There is nothing smaller, or the plan is off.
         """
         smaller = None
         if self.job is not None and not self.is_literal:
-            smaller = choose_smaller_plan(self.job, failed, self.fixed)
+            smaller = choose_smaller_plan(self.job, failed, free_bytes, self.fixed)
         if smaller is None:
             raise self.does_not_fit("The GPU's memory ran out", failed)
         return smaller.plan
@@ -111,7 +111,7 @@ class RunPlan:
             else f" of {format_gib(has)}"
         )
         ways = []
-        if self.is_literal and choose_plan(job, self.fixed).fits:
+        if self.is_literal and choose_plan(job).fits:
             ways.append("--plan auto, which finds a plan that fits")
         remedies = list_remedies(find_remedies(job, self.fixed))
         if remedies:
@@ -176,10 +176,10 @@ def plan_run(
     Raises:
         DoesNotFitError: Not even the smallest plan fits the memory that is free.
     """
-    fixed = _read_fixed(config)
+    fixed = fix_settings(config, shape.num_blocks)
+    literal = take_literally(config, workload, shape.num_blocks)
     if view is None:
-        plan = make_plan(workload, _literal_size(config), _literal_recomputation(config, shape), False, by_tokens=False)
-        return RunPlan(plan, shape.num_blocks, fixed=fixed, is_literal=True)
+        return RunPlan(replace(literal, pages_optimizer=False), shape.num_blocks, fixed=fixed, is_literal=True)
     free = view.card.usable_bytes
     budget = free if config.vram is None else min(free, card_of_memory(config.vram).usable_bytes)
     job = Job(
@@ -190,16 +190,12 @@ def plan_run(
         budget_bytes=budget,
         value_bytes=4 if precision == "fp32" else 2,
         is_flash=attention.name != PER_SAMPLE,
-        can_page=config.optimizer == "paged_adamw_32bit",
+        has_dropout=config.lora_dropout > 0,
+        can_page=can_page(config),
         is_card_full=budget == free,
         context_bytes=view.context_bytes,
     )
-    if config.plan == "off":
-        pages = job.can_page and config.page_optimizer != "no"
-        plan = make_plan(workload, _literal_size(config), _literal_recomputation(config, shape), pages, by_tokens=False)
-        planned = assess(job, plan)
-    else:
-        planned = choose_plan(job, fixed)
+    planned = assess(job, literal) if config.plan == "off" else choose_plan(job, fixed)
     run_plan = RunPlan(planned.plan, shape.num_blocks, job, fixed, is_literal=config.plan == "off")
     if needed_bytes(job, planned.memory) > budget:
         raise run_plan.does_not_fit("There is not enough GPU memory", planned.plan)
@@ -214,7 +210,12 @@ def keep_checkpoint_plan(run_plan: RunPlan, checkpoint: Path) -> tuple[RunPlan, 
     path = checkpoint / PLAN_RECORD
     if run_plan.job is None or run_plan.is_literal or not path.exists():
         return run_plan, None
-    kept = ExecutionPlan(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        kept = ExecutionPlan(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        return run_plan, "The checkpoint's plan is of another version of dsft and is made anew."
+    if not kept.splits_by_tokens:  # of a run with --plan off, which this one is not
+        return run_plan, None
     fixed = run_plan.fixed
     decided = (
         (fixed.micro_batch_size, kept.micro_batch_size),
@@ -227,33 +228,13 @@ def keep_checkpoint_plan(run_plan: RunPlan, checkpoint: Path) -> tuple[RunPlan, 
     if not planned.fits:
         needs, has = format_gib(planned.memory.least_process_bytes), format_gib(run_plan.job.allowed_bytes)
         return run_plan, f"The checkpoint's plan needs {needs} of now {has}; a smaller one takes its place."
-    return replace(run_plan, plan=kept), None
+    kept_run = replace(run_plan, plan=kept)
+    return (_limited(kept_run) if run_plan.limit_bytes is not None else kept_run), None
 
 
 def write_plan(plan: ExecutionPlan, folder: Path) -> None:
     """Write a plan into a checkpoint."""
     (folder / PLAN_RECORD).write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
-
-
-def _read_fixed(config: TrainConfig) -> Fixed:
-    recomputed = config.recompute_blocks
-    if recomputed is None and not config.gradient_checkpointing:
-        recomputed = 0
-    pages = {"auto": None, "yes": True, "no": False}[config.page_optimizer]
-    if config.optimizer != "paged_adamw_32bit":
-        pages = False
-    size = min(config.micro_batch, config.effective_batch_size) if config.micro_batch is not None else None
-    return Fixed(size, recomputed, pages)
-
-
-def _literal_size(config: TrainConfig) -> int:
-    return min(config.micro_batch or config.per_device_train_batch_size, config.effective_batch_size)
-
-
-def _literal_recomputation(config: TrainConfig, shape: ModelShape) -> int:
-    if config.recompute_blocks is not None:
-        return min(config.recompute_blocks, shape.num_blocks)
-    return shape.num_blocks if config.gradient_checkpointing else 0
 
 
 def _limited(run_plan: RunPlan) -> RunPlan:

@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 class Shrink(Protocol):
     """Finds the next smaller plan."""
 
-    def __call__(self, failed: ExecutionPlan, /) -> ExecutionPlan:
-        """Return it.
+    def __call__(self, failed: ExecutionPlan, free_bytes: int, /) -> ExecutionPlan:
+        """Return it, given the plan that failed and what a step could have now.
 
         Raises:
             DoesNotFitError: There is nothing smaller.
@@ -94,7 +94,7 @@ class PlanRunner:
     def _next_plan(self, reason: str) -> ExecutionPlan:
         assert self._shrink is not None  # noqa: S101  # for the type checker
         try:
-            return self._shrink(self.plan)
+            return self._shrink(self.plan, measure_free_bytes())
         except DoesNotFitError as error:
             error.add_note(reason)
             raise
@@ -107,6 +107,16 @@ class PlanRunner:
             page_optimizer_state(self._optimizer)
             release_memory()
         self._on_change(PlanChange(step, failed, plan, reason))
+
+
+def measure_free_bytes() -> int:
+    """Return what PyTorch could give out now: what the device and its limit leave, and what it holds unused."""
+    if not torch.cuda.is_available():
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    reserved = torch.cuda.memory_reserved()
+    limit = round(torch.cuda.get_per_process_memory_fraction() * total)
+    return max(0, min(free, limit - reserved)) + reserved - torch.cuda.memory_allocated()
 
 
 def release_memory() -> None:

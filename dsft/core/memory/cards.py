@@ -121,8 +121,13 @@ def find_card(name: str) -> Card:
 
 def recognize_card(device_name: str) -> Card | None:
     """Return the record of the card the driver names, or None where there is no such record."""
-    plain = _plain(device_name)
-    return next((card for card in CARDS if _plain(card.name) == plain), None)
+    words = _plain(device_name).split()
+    for card in sorted(CARDS, key=lambda card: -len(card.name)):
+        own = _plain(card.name).split()
+        rest = [word for word in words if word not in own]
+        if set(own) <= set(words) and all(word in _FORM_WORDS for word in rest):
+            return card
+    return None
 
 
 def card_of_device(device_name: str, total_bytes: int, capability: tuple[int, int], multiprocessors: int) -> Card:
@@ -148,6 +153,10 @@ def card_of_memory(vram_gib: float) -> Card:
         RTX_4090.matmul_flops,
         RTX_4090.bandwidth,
     )
+
+
+_FORM_WORDS = frozenset({"sxm2", "sxm4", "sxm5", "pcie", "generation", "hbm2", "hbm2e", "hbm3", "hbm3e"})
+"""Words in the driver's names that tell a card's form and not the card."""
 
 
 def _plain(name: str) -> str:

@@ -73,6 +73,7 @@ class Job:
         budget_bytes: What the process may take of the card.
         value_bytes: Bytes of a value in the compute type.
         is_flash: Whether a flash kernel computes attention.
+        has_dropout: Whether LoRA drops a share of its inputs.
         can_page: Whether the optimizer is one whose state can page.
         is_card_full: Whether the budget is all there is. Where the card has more, paged state stays on it and counts.
         context_bytes: CUDA's own memory where it was measured.
@@ -85,6 +86,7 @@ class Job:
     budget_bytes: int
     value_bytes: int = 2
     is_flash: bool = True
+    has_dropout: bool = False
     can_page: bool = True
     is_card_full: bool = True
     context_bytes: int | None = None
@@ -121,12 +123,6 @@ class PlannedRun:
     fits: bool
 
 
-def plan_literally(job: Job, micro_batch_size: int, *, recomputes: bool, pages_optimizer: bool) -> PlannedRun:
-    """Return the plan that takes the settings as they are written."""
-    num_recomputed = job.shape.num_blocks if recomputes else 0
-    return assess(job, make_plan(job.workload, micro_batch_size, num_recomputed, pages_optimizer, by_tokens=False))
-
-
 def make_plan(
     workload: Workload, micro_batch_size: int, num_recomputed: int, pages_optimizer: bool, *, by_tokens: bool = True
 ) -> ExecutionPlan:
@@ -159,6 +155,7 @@ def assess(job: Job, plan: ExecutionPlan) -> PlannedRun:
             num_validation_tokens=max(job.workload.longest_validation, min(plan.validation_tokens, tokens)),
             value_bytes=job.value_bytes,
             is_flash=job.is_flash,
+            has_dropout=job.has_dropout,
             num_recomputed=plan.num_recomputed,
             pages_optimizer=plan.pages_optimizer,
         ),
@@ -174,11 +171,18 @@ def assess(job: Job, plan: ExecutionPlan) -> PlannedRun:
         job.rank,
         job.card,
         step_tokens=job.workload.mean_step_tokens,
-        micro_batch_tokens=min(plan.micro_batch_tokens, job.workload.mean_step_tokens),
+        num_passes=count_passes(job.workload, plan),
         num_recomputed=plan.num_recomputed,
         paged_bytes=outside,
     )
     return PlannedRun(plan, memory, time, needed <= job.allowed_bytes)
+
+
+def count_passes(workload: Workload, plan: ExecutionPlan) -> int:
+    """Return the micro-batches of an average step: sequences by their number, or tokens by theirs (a lower bound)."""
+    if not plan.splits_by_tokens:
+        return -(-workload.effective_batch_size // plan.micro_batch_size)
+    return max(1, -(-int(workload.mean_step_tokens) // plan.micro_batch_tokens))
 
 
 def largest_micro_batch(workload: Workload, plan: ExecutionPlan) -> int:
@@ -198,22 +202,30 @@ def choose_plan(job: Job, fixed: Fixed | None = None) -> PlannedRun:
     return min(runs, key=lambda run: (run.memory.least_process_bytes, run.time.step_s))
 
 
-def choose_smaller_plan(job: Job, failed: ExecutionPlan, fixed: Fixed | None = None) -> PlannedRun | None:
+def choose_smaller_plan(
+    job: Job, failed: ExecutionPlan, free_bytes: int, fixed: Fixed | None = None
+) -> PlannedRun | None:
     """Choose the next plan after one ran out of memory, or None where there is nothing smaller.
 
-    The next one needs at most `SHRINK_SHARE` of what the failed one was predicted to need beyond weights and LoRA.
+    The next one needs no more than is free now, and at most `SHRINK_SHARE` of what the failed one needed for a step:
+    the fastest of those there are, else the smallest of all.
+
+    Args:
+        job: What the plans are made for.
+        failed: The plan that ran out of memory.
+        free_bytes: What a step could have now, beyond what stays from step to step.
+        fixed: What the user has decided.
     """
+    candidates = list(_candidates(job, fixed or Fixed()))
     before = assess(job, failed).memory
-    floor = min(run.memory.least_process_bytes for run in _candidates(job, fixed or Fixed()))
-    if floor >= before.least_process_bytes:
+    smaller = [run for run in candidates if run.memory.least_process_bytes < before.least_process_bytes]
+    if not smaller:
         return None
-    most = max(floor, before.least_process_bytes - round((1 - SHRINK_SHARE) * _dynamic_bytes(before)))
-    runs = [run for run in _candidates(job, fixed or Fixed()) if run.memory.least_process_bytes <= most]
-    return min(runs, key=lambda run: (round(run.time.step_s, 4), run.memory.process_bytes))
-
-
-def _dynamic_bytes(memory: TrainingMemory) -> int:
-    return sum(term.num_bytes for term in memory.terms if term.group == "activations")
+    most = before.least_process_bytes - round((1 - SHRINK_SHARE) * before.step_bytes)
+    fitting = [run for run in smaller if run.memory.least_process_bytes <= most and run.memory.step_bytes <= free_bytes]
+    if fitting:
+        return min(fitting, key=lambda run: (round(run.time.step_s, 4), run.memory.process_bytes))
+    return min(smaller, key=lambda run: (run.memory.least_process_bytes, run.time.step_s))
 
 
 def _candidates(job: Job, fixed: Fixed) -> Iterator[PlannedRun]:

@@ -54,7 +54,7 @@ def predict_step(
     card: Card,
     *,
     step_tokens: float,
-    micro_batch_tokens: float,
+    num_passes: int,
     num_recomputed: int,
     paged_bytes: int = 0,
 ) -> StepTime:
@@ -68,11 +68,10 @@ def predict_step(
         rank: LoRA rank.
         card: Where it runs.
         step_tokens: Tokens of an optimizer step.
-        micro_batch_tokens: Tokens of a micro-batch, at most.
+        num_passes: Micro-batches of an optimizer step.
         num_recomputed: Blocks that recompute.
         paged_bytes: Optimizer state that has to come from host memory and go back.
     """
-    num_passes = max(1, -(-int(step_tokens) // max(1, int(micro_batch_tokens))))
     share = num_recomputed / shape.num_blocks
     lora, head = shape.num_lora_weights(rank), shape.vocab_size * shape.hidden_size
     flops = step_tokens * (2 * shape.num_linear_weights * (2 + share) + 2 * lora * (3 + share) + 4 * head)

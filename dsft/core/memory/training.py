@@ -10,8 +10,8 @@ from dsft.core.memory.model_shape import (
     quantized_bytes,
     unquantized_bytes,
 )
+from dsft.core.memory.pass_size import PassSize
 from dsft.core.memory.plain_path import (
-    PassSize,
     block_backward,
     block_forward,
     loss_and_head,
@@ -75,6 +75,7 @@ class TrainingLoad:
         num_validation_tokens: Tokens of the largest validation pass; 0 where there is none.
         value_bytes: Bytes of a value in the compute type.
         is_flash: Whether a flash kernel computes attention.
+        has_dropout: Whether LoRA drops a share of its inputs.
         num_recomputed: Blocks that recompute.
         pages_optimizer: Whether the optimizer state can page to host memory.
     """
@@ -86,6 +87,7 @@ class TrainingLoad:
     num_validation_tokens: int = 0
     value_bytes: int = 2
     is_flash: bool = True
+    has_dropout: bool = False
     num_recomputed: int = 0
     pages_optimizer: bool = False
 
@@ -102,6 +104,7 @@ class TrainingMemory:
         paged_out_bytes: The rest of that state, which stays in host memory.
         context_bytes: CUDA's own.
         driver_bytes: The driver's own, there before the run.
+        step_bytes: What of `reserved_bytes` a step takes and gives back: activations and what lies idle among them.
         peak_moment: When in a step the peak is.
     """
 
@@ -112,6 +115,7 @@ class TrainingMemory:
     paged_out_bytes: int
     context_bytes: int
     driver_bytes: int
+    step_bytes: int
     peak_moment: str
 
     @property
@@ -207,6 +211,7 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
         paged_out_bytes=paged - paged_in,
         context_bytes=context,
         driver_bytes=card.driver_bytes,
+        step_bytes=step.peak_bytes + step.idle_bytes,
         peak_moment=step.moment,
     )
 
@@ -259,7 +264,7 @@ class _Step:
 
 def _step(load: TrainingLoad) -> _Step:
     shape, width = load.shape, load.value_bytes
-    size = PassSize(load.num_tokens, load.num_targets, load.rank, width, load.is_flash)
+    size = PassSize(load.num_tokens, load.num_targets, load.rank, width, load.is_flash, load.has_dropout)
     state = in_blocks(width * load.num_tokens * shape.hidden_size)
     recomputed, kept_blocks = load.num_recomputed, shape.num_blocks - load.num_recomputed
     forward, backward = block_forward(shape, size), block_backward(shape, size)
@@ -274,7 +279,7 @@ def _step(load: TrainingLoad) -> _Step:
     if kept_blocks:
         before_last = inputs + max(0, kept - forward.kept_bytes)
         moments["the last block's forward pass"] = before_last + state + forward.peak_bytes
-        moments["the backward pass of the last block"] = inputs + kept + state + backward.peak_bytes
+        moments["the backward pass of the last block"] = inputs + kept + backward.peak_bytes
     if recomputed:
         moments["a block's second forward pass and its backward pass"] = inputs + state + again.peak_bytes
     longest = PassSize(load.num_validation_tokens, load.num_validation_tokens, load.rank, width, load.is_flash)
@@ -299,6 +304,9 @@ def _step(load: TrainingLoad) -> _Step:
 
 def _unneeded_in_first_block(shape: ModelShape, size: PassSize) -> int:
     # Nothing before the first block is trained, so its first norm keeps nothing for a gradient at its input.
-    if size.value_bytes >= 4:
-        return in_blocks(4 * size.num_tokens)
-    return in_blocks(4 * size.num_tokens * shape.hidden_size) + in_blocks(4 * size.num_tokens)
+    if shape.family == "olmo2":  # its first norm comes after attention
+        return 0
+    values = size.num_tokens * shape.hidden_size
+    if shape.family == "starcoder2":
+        return in_blocks(size.value_bytes * values) + in_blocks(2 * 4 * size.num_tokens)
+    return in_blocks(4 * values) + in_blocks(4 * size.num_tokens)

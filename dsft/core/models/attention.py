@@ -107,7 +107,7 @@ def attend_per_sample(
     from torch.nn.functional import scaled_dot_product_attention
 
     bounds: list[int] = kwargs["cu_seq_lens_q"].tolist()
-    is_grouped = query.shape[1] != key.shape[1]
+    key, value = _repeat_heads(query, key, value)
     outputs = [
         scaled_dot_product_attention(
             query[:, :, start:end],
@@ -116,7 +116,6 @@ def attend_per_sample(
             dropout_p=dropout,
             is_causal=True,
             scale=scaling,
-            enable_gqa=is_grouped,
         )
         for start, end in itertools.pairwise(bounds)
     ]
@@ -141,14 +140,25 @@ def attend_varlen(
 
     # Typed as Any because the signature differs between the versions of torch that are supported.
     varlen_attn: Any = varlen.varlen_attn
-    num_groups = query.shape[1] // key.shape[1]
-    if num_groups > 1:
-        key, value = key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
+    key, value = _repeat_heads(query, key, value)
     bounds, longest = kwargs["cu_seq_lens_q"], kwargs["max_length_q"]
     # [1, heads, tokens, head_dim] -> [tokens, heads, head_dim], the kernel's layout
     streams = [states.squeeze(0).transpose(0, 1) for states in (query, key, value)]
     output = varlen_attn(*streams, bounds, bounds, longest, longest, scale=scaling, **_causal_arguments())
     return output.unsqueeze(0), None
+
+
+def _repeat_heads(
+    query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Give each query head a key and a value head of its own: not every kernel takes fewer of them.
+
+    PyTorch's memory-efficient kernel, for one, does not, and the fallback keeps the whole matrix of scores.
+    """
+    num_groups = query.shape[1] // key.shape[1]
+    if num_groups == 1:
+        return key, value
+    return key.repeat_interleave(num_groups, dim=1), value.repeat_interleave(num_groups, dim=1)
 
 
 @cache

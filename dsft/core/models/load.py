@@ -133,6 +133,7 @@ def load_quantized(
         ) from error
     _check_shapes(model, source)
     model.requires_grad_(False)
+    _keep_layer_norms_in_compute_type(model)
     keep_weights_trainable_through(model)
     return model
 
@@ -149,6 +150,25 @@ def _check_shapes(model: "PreTrainedModel", source: ModelSource) -> None:
                     f"{name} of {source.name} has the shape {list(found)}, and its config.json says {list(expected)}.",
                     "Weights and config.json are not of the same model; copy or download it again.",
                 )
+
+
+def _keep_layer_norms_in_compute_type(model: "PreTrainedModel") -> None:
+    """Run LayerNorms (Starcoder 2's) outside autocast, which computes them in float32 and leaves their results so.
+
+    What follows would then be float32 too, 4-bit layers included, and flash kernels take 16-bit types only. The kernel
+    itself sums in float32 whatever its inputs are.
+    """
+    import torch
+
+    def forward(module: torch.nn.LayerNorm, states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.nn.functional.layer_norm(
+                states, module.normalized_shape, module.weight, module.bias, module.eps
+            )
+
+    for module in model.modules():
+        if type(module) is torch.nn.LayerNorm:
+            module.forward = partial(forward, module)  # type: ignore[method-assign]
 
 
 def keep_weights_trainable_through(model: "torch.nn.Module") -> None:

@@ -111,7 +111,7 @@ def test_shrinking_ends_with_an_error(plan: Callable[..., RunPlan]) -> None:
     while len(needs) < 1000:
         needs.append(planning.assess(run_plan.job, now).memory.least_process_bytes)
         try:
-            now = run_plan.shrink(now)
+            now = run_plan.shrink(now, 10**12)
         except DoesNotFitError as error:
             assert "closing other programs" in error.fix  # noqa: PT017
             break
@@ -119,7 +119,7 @@ def test_shrinking_ends_with_an_error(plan: Callable[..., RunPlan]) -> None:
     assert needs == sorted(needs, reverse=True)
     literal = plan(plan="off")
     with pytest.raises(DoesNotFitError):
-        literal.shrink(literal.plan)
+        literal.shrink(literal.plan, 10**12)
 
 
 def test_a_checkpoint_s_plan_is_kept_unless_it_no_longer_fits(plan: Callable[..., RunPlan], tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def break_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return install
 
 
-def halve(failed: ExecutionPlan) -> ExecutionPlan:
+def halve(failed: ExecutionPlan, free_bytes: int) -> ExecutionPlan:
     if failed.micro_batch_size == 1:
         raise DoesNotFitError("The GPU's memory ran out.", "Lower --max-length.")
     return replace(failed, micro_batch_size=failed.micro_batch_size // 2, num_recomputed=2)
@@ -102,7 +102,12 @@ def test_it_fails_in_the_middle_of_a_step_and_several_times(load_model, tmp_path
 def test_dropout_falls_alike_when_a_step_is_repeated(load_model, tmp_path: Path, break_passes):
     undisturbed = Run(load_model(dropout=0.2), tmp_path / "a", micro=1).train()
     break_passes(6)
-    same = Run(load_model(dropout=0.2), tmp_path / "b", micro=1, shrink=lambda plan: replace(plan, num_recomputed=1))
+    same = Run(
+        load_model(dropout=0.2),
+        tmp_path / "b",
+        micro=1,
+        shrink=lambda plan, free_bytes: replace(plan, num_recomputed=1),
+    )
     same.train()
     assert same.losses == undisturbed.losses
     assert len(same.plan_changes) == 1
@@ -156,7 +161,7 @@ def test_the_rehearsal_shrinks_the_plan_and_changes_nothing_else(load_model, tmp
     sizes = break_passes(0)
     run = Run(
         load_model(dropout=0.1), tmp_path / "b", plan=make_literal_plan(1), rehearsed=[3, 5],
-        shrink=lambda plan: replace(plan, num_recomputed=2),
+        shrink=lambda plan, free_bytes: replace(plan, num_recomputed=2),
     ).train()  # fmt: skip
     assert run.losses == undisturbed.losses
     assert [change.step for change in run.plan_changes] == [0]

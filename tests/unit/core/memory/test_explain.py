@@ -7,13 +7,13 @@ import pytest
 from dsft.core.memory.cards import RTX_4090
 from dsft.core.memory.explain import explain_misfit, explain_plan, explain_recompute, micro_batch_size, needed_bytes
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
-from dsft.core.memory.plan import Job, PlannedRun, Workload, plan_literally
+from dsft.core.memory.plan import Job, PlannedRun, Workload, assess, make_plan
 from dsft.core.memory.speed import StepTime
 from dsft.core.units import GIB
 
 SHAPE = read_model_shape(BUILTIN_CONFIGS["deepseek-ai/deepseek-coder-6.7b-base"], "6.7b")
 JOB = Job(SHAPE, 64, Workload.of_full_sequences(16, 1024), RTX_4090, RTX_4090.usable_bytes)
-WRITTEN = plan_literally(JOB, 1, recomputes=True, pages_optimizer=True)
+WRITTEN = assess(JOB, make_plan(JOB.workload, 1, SHAPE.num_blocks, True, by_tokens=False))
 
 
 def make_run(*, step_s: float, more_bytes: int = 0, **changes: object) -> PlannedRun:

@@ -18,11 +18,11 @@ from dsft.core.memory.plan import (
     assess,
     choose_plan,
     choose_smaller_plan,
+    count_passes,
     describe_change,
     largest_micro_batch,
     make_plan,
     micro_batch_sizes,
-    plan_literally,
 )
 from dsft.core.units import GIB
 
@@ -97,6 +97,14 @@ def test_powers_of_two_lose_little_against_every_micro_batch_size() -> None:
 def test_equal_inputs_give_equal_plans() -> None:
     for first, second in zip(some_jobs(), some_jobs(), strict=True):
         assert choose_plan(first) == choose_plan(second)
+
+
+MUCH = 10**15
+
+
+def take_literally(job: Job, size: int, *, recomputes: bool, pages: bool) -> PlannedRun:
+    num_recomputed = job.shape.num_blocks if recomputes else 0
+    return assess(job, make_plan(job.workload, size, num_recomputed, pages, by_tokens=False))
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -198,7 +206,7 @@ def test_what_the_user_decides_is_kept_in_every_plan(fixed: Fixed, budget_gib: f
     run: PlannedRun | None = choose_plan(each, fixed)
     while run is not None:
         assert_kept(run.plan)
-        run = choose_smaller_plan(each, run.plan, fixed)
+        run = choose_smaller_plan(each, run.plan, MUCH, fixed)
 
 
 def test_more_blocks_than_there_are_means_all() -> None:
@@ -212,9 +220,9 @@ def test_an_optimizer_that_cannot_page_is_not_asked_to() -> None:
 
 @pytest.mark.parametrize(("recomputes", "expected"), [(True, 5), (False, 0)])
 def test_settings_can_be_taken_literally(recomputes: bool, expected: int) -> None:
-    run = plan_literally(job("uneven"), 3, recomputes=recomputes, pages_optimizer=True)
+    run = take_literally(job("uneven"), 3, recomputes=recomputes, pages=True)
     assert run.plan == ExecutionPlan(3, 3 * 4096, False, expected, True, 4096)
-    assert not plan_literally(job("uneven", 1), 3, recomputes=False, pages_optimizer=False).fits
+    assert not take_literally(job("uneven", 1), 3, recomputes=False, pages=False).fits
 
 
 # After a failure
@@ -227,7 +235,7 @@ def test_smaller_plans_shrink_strictly_and_end(name: str, can_page: bool) -> Non
     run = choose_plan(each)
     needed = [run.memory.least_process_bytes]
     seen = {run.plan}
-    while (smaller := choose_smaller_plan(each, run.plan)) is not None:
+    while (smaller := choose_smaller_plan(each, run.plan, MUCH)) is not None:
         run = smaller
         needed.append(run.memory.least_process_bytes)
         assert run.plan not in seen
@@ -236,15 +244,15 @@ def test_smaller_plans_shrink_strictly_and_end(name: str, can_page: bool) -> Non
     assert 1 < len(needed) < 60
     # The last one is the smallest there is.
     assert needed[-1] == min(r.memory.least_process_bytes for r in all_runs(each))
-    assert choose_smaller_plan(each, run.plan) is None
+    assert choose_smaller_plan(each, run.plan, MUCH) is None
 
 
 def test_a_smaller_plan_gives_back_a_tenth_of_the_activations() -> None:
     each = job("full", 60, card=H100)
     before = choose_plan(each)
-    after = choose_smaller_plan(each, before.plan)
+    after = choose_smaller_plan(each, before.plan, MUCH)
     assert after is not None
-    activations = sum(term.num_bytes for term in before.memory.terms if term.group == "activations")
+    activations = before.memory.step_bytes
     freed = before.memory.least_process_bytes - after.memory.least_process_bytes
     assert freed >= round(0.1 * activations)
     # And of all that give so much back it is the fastest.
@@ -256,6 +264,34 @@ def test_a_smaller_plan_gives_back_a_tenth_of_the_activations() -> None:
         if run.memory.least_process_bytes <= enough and run.plan.micro_batch_size in searched
     ]
     assert after.time.step_s <= min(others) + 1e-4
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
+def test_a_smaller_plan_fits_what_is_free(share: float) -> None:
+    each = job("full", 60, card=H100)
+    before = choose_plan(each)
+    free_bytes = round(share * before.memory.step_bytes)
+    after = choose_smaller_plan(each, before.plan, free_bytes)
+    assert after is not None
+    assert after.memory.step_bytes <= free_bytes
+    # Nothing that fits is faster.
+    others = [run.time.step_s for run in all_runs(each) if run.memory.step_bytes <= free_bytes]
+    assert after.time.step_s <= min(others) * 1.02 + 1e-4
+
+
+def test_where_nothing_fits_what_is_free_the_smallest_is_tried() -> None:
+    each = job("full", 60, card=H100)
+    after = choose_smaller_plan(each, choose_plan(each).plan, 0)
+    assert after is not None
+    assert after.memory.least_process_bytes == min(run.memory.least_process_bytes for run in all_runs(each))
+
+
+def test_passes_are_counted_as_the_plan_splits() -> None:
+    short = Workload(effective_batch_size=16, longest_sequence=4096, mean_step_tokens=300 * 16, max_step_tokens=9000)
+    assert count_passes(short, make_plan(short, 1, 0, False, by_tokens=False)) == 16
+    assert count_passes(short, make_plan(short, 3, 0, False, by_tokens=False)) == 6
+    assert count_passes(short, make_plan(short, 1, 0, False)) == 2
+    assert count_passes(short, make_plan(short, 2, 0, False)) == 1
 
 
 def test_what_changes_is_said() -> None:
@@ -278,10 +314,7 @@ def test_deepseek_coder_fits_an_rtx_4090(max_length: int, batch: int) -> None:
     run = choose_plan(job(Workload.of_full_sequences(batch, max_length), usable_gib, shape=LARGE))
     assert run.fits
     assert run.memory.device_bytes <= RTX_4090.total_bytes  # state that pages takes what is left
-    literal = plan_literally(
-        job(Workload.of_full_sequences(batch, max_length), usable_gib, shape=LARGE),
-        1,
-        recomputes=True,
-        pages_optimizer=True,
+    literal = take_literally(
+        job(Workload.of_full_sequences(batch, max_length), usable_gib, shape=LARGE), 1, recomputes=True, pages=True
     )
     assert run.time.step_s < literal.time.step_s
