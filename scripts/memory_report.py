@@ -18,6 +18,7 @@ from typing import Any
 
 from dsft.core.memory.cards import H100
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
+from dsft.core.memory.speed import predict_step
 from dsft.core.memory.training import TrainingLoad, estimate_training
 from dsft.core.units import GIB
 
@@ -134,12 +135,13 @@ def predict_all(record: Json) -> None:
             row["predicted"] = predict(record, row)
 
 
-def predict(record: Json, row: Json) -> dict[str, int]:
-    """Predict the peaks of a row on the card as it was found."""
+def predict(record: Json, row: Json) -> Json:
+    """Predict the peaks of a row on the card as it was found, and the time of a step."""
     device = record["device"]
     card = replace(H100, total_bytes=device["total_bytes"], driver_bytes=device["used_before_bytes"])
+    shape = read_model_shape(record["models"][row["model"]], row["model"])
     load = TrainingLoad(
-        shape=read_model_shape(record["models"][row["model"]], row["model"]),
+        shape=shape,
         rank=row["lora_r"],
         num_tokens=row["num_tokens"],
         num_targets=row["num_targets"],
@@ -149,7 +151,17 @@ def predict(record: Json, row: Json) -> dict[str, int]:
         pages_optimizer=row["plan"]["pages_optimizer"],
     )
     memory = estimate_training(load, card, context_bytes=record["context_bytes"])
-    return {f"{figure}_bytes": getattr(memory, f"{figure}_bytes") for figure in FIGURES}
+    time = predict_step(
+        shape,
+        row["lora_r"],
+        card,
+        step_tokens=row["num_tokens"] * row["num_micro_batches"],
+        num_passes=row["num_micro_batches"],
+        num_recomputed=row["plan"]["num_recomputed"],
+        paged_bytes=0,  # the card had room for all paged state
+    )
+    peaks = {f"{figure}_bytes": getattr(memory, f"{figure}_bytes") for figure in FIGURES}
+    return peaks | {"step_s": round(time.step_s, 4)}
 
 
 def error_percent(row: Json, figure: str, prediction: str = "predicted") -> float:
@@ -229,7 +241,9 @@ def presets_table(rows: list[Json]) -> str:
     for row in rows:
         plan = row["plan"]
         split = f"{plan['micro_batch_size']} × {row['num_micro_batches']}, {plan['num_recomputed']} of 32 recompute"
-        speed = (f"{row['tok_per_s']:,.0f}", f"{row['step_s']:.2f}")
+        predicted_s = row["predicted"]["step_s"]
+        step = f"{row['step_s']:.2f} / {predicted_s:.2f} ({signed((predicted_s / row['step_s'] - 1) * 100)})"
+        speed = (f"{row['tok_per_s']:,.0f}", step)
         room = f"{row['measured']['device_bytes'] / 1024**2:,.0f} of 24,576 MiB"
         lines.append([row["name"], split, *speed, compare(row, "reserved"), compare(row, "device"), room])
     heads = ("tok/s", "step, s", "reserved, GiB", "device, GiB", "NVML's peak")
