@@ -221,7 +221,7 @@ def _make_trainer(base: Any, setup: RowSetup, num_steps: int, clock: StepClock) 
     """Attach LoRA, make the trainer as `dsft train` does, and take LoRA off again."""
     config, plan = setup.config, setup.run_plan.plan
     lora = LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.seed)
-    limit_bytes = setup.run_plan.limit_bytes
+    limit_bytes = setup.run_plan.limit_for(plan)
     model = attach_lora(base, lora)
     hook = base.base_model.register_forward_pre_hook(clock.see_micro_batch, with_kwargs=True)
     try:
@@ -252,7 +252,7 @@ def _make_trainer(base: Any, setup: RowSetup, num_steps: int, clock: StepClock) 
                 guard=InterruptGuard(),
                 hooks=_make_hooks(clock),
                 shrink=None,
-                rehearsed=setup.order.largest_micro_batch(plan) if setup.is_gpu else (),
+                find_largest=setup.order.largest_micro_batch if setup.is_gpu else None,
             )
             trainer.clock = clock
             yield trainer

@@ -10,6 +10,7 @@ import torch
 from dsft.core.config.schema import recipe
 from dsft.core.errors import RunInterrupted
 from dsft.core.gpu import open_gpu_memory
+from dsft.core.memory.plan import ExecutionPlan
 from dsft.core.models.device import limit_allocator
 from dsft.core.models.load import LoraSettings, attach_lora, load_quantized
 from dsft.train.arguments import count_warmup_steps, make_arguments
@@ -19,6 +20,7 @@ from dsft.train.folders import EVENT_LOG, RunFolders, RunInputs, prepare_folders
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.planning import keep_checkpoint_plan
 from dsft.train.recorder import RunRecorder
+from dsft.train.recovery import PlanChange
 from dsft.train.reports import TrainerHooks
 from dsft.train.restore import load_adapter_weights, read_trainer_state
 from dsft.train.result import build_result
@@ -47,8 +49,7 @@ def fit(
         RunInterrupted: A signal came; a resumable checkpoint was saved.
     """
     setup = _with_checkpoint_plan(setup, checkpoint, sink)
-    if setup.run_plan.limit_bytes is not None:
-        limit_allocator(setup.run_plan.limit_bytes)
+    _hold_to_budget(setup, setup.run_plan.plan)
     model = _load_model(setup, sink)
     # Not before the model is there: an earlier run that is overwritten goes only now.
     run_id = prepare_folders(
@@ -90,6 +91,12 @@ def _with_checkpoint_plan(setup: RunSetup, checkpoint: Path | None, sink: EventS
     return replace(setup, run_plan=run_plan)
 
 
+def _hold_to_budget(setup: RunSetup, plan: ExecutionPlan) -> None:
+    limit_bytes = setup.run_plan.limit_for(plan)
+    if limit_bytes is not None:
+        limit_allocator(limit_bytes)
+
+
 def _load_model(setup: RunSetup, sink: EventSink) -> Any:
     config = setup.config
     sink(Phase("load and quantize the model"))
@@ -104,6 +111,14 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
     run_plan = setup.run_plan
     is_gpu = setup.device.kind == "cuda"
     resumed_state = read_trainer_state(checkpoint) if checkpoint is not None else None
+
+    def on_plan_change(change: PlanChange) -> None:
+        _hold_to_budget(setup, change.plan)
+        # Peaks are told beside the prediction for the plan that is left.
+        torch.cuda.reset_peak_memory_stats()
+        recorder.peak_device_bytes = None
+        recorder.on_plan_change(change)
+
     with InterruptGuard() as guard:
         trainer = QloraTrainer(
             model,
@@ -134,10 +149,10 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
                 recorder.on_validation,
                 recorder.on_checkpoint,
                 recorder.on_interrupt,
-                recorder.on_plan_change,
+                on_plan_change,
             ),
             shrink=run_plan.shrink if is_gpu else None,
-            rehearsed=setup.order.largest_micro_batch(run_plan.plan) if is_gpu else (),
+            find_largest=setup.order.largest_micro_batch if is_gpu else None,
         )
         recorder.tell(_started(setup, model, first_step))
         if is_gpu:

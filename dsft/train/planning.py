@@ -8,23 +8,24 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.errors import DoesNotFitError
 from dsft.core.gpu import GpuMemoryReader, open_gpu_memory
 from dsft.core.memory.cards import KERNELS_BYTES, Card, card_of_device, card_of_memory
-from dsft.core.memory.explain import explain_plan, needed_bytes
+from dsft.core.memory.explain import explain_plan
 from dsft.core.memory.model_shape import ModelShape
 from dsft.core.memory.plan import (
     ExecutionPlan,
     Fixed,
     Job,
-    PlannedRun,
     Workload,
     assess,
     choose_plan,
     choose_smaller_plan,
+    needed_bytes,
+    predict_memory,
 )
 from dsft.core.memory.remedies import find_remedies, list_remedies
 from dsft.core.memory.settings import can_page, fix_settings, take_literally
-from dsft.core.memory.training import TrainingLoad, TrainingMemory, estimate_training
+from dsft.core.memory.training import TrainingMemory
 from dsft.core.models.attention import PER_SAMPLE, AttentionKernel
-from dsft.core.models.device import Device, Precision, open_context
+from dsft.core.models.device import Device, Precision, can_oversubscribe, open_context, read_device_memory
 from dsft.core.units import format_gib
 
 PLAN_RECORD = "plan.json"
@@ -40,7 +41,7 @@ class RunPlan:
         job: What it was made for; None on a CPU, where memory is not planned.
         fixed: What the user decided about it.
         is_literal: Whether the settings are taken as they are written.
-        limit_bytes: What PyTorch's allocator is held to; None for no limit.
+        is_limited: Whether the run is held to its budget, and not only planned for it.
     """
 
     plan: ExecutionPlan
@@ -48,11 +49,7 @@ class RunPlan:
     job: Job | None = None
     fixed: Fixed = field(default_factory=Fixed)
     is_literal: bool = False
-    limit_bytes: int | None = None
-
-    def assess(self) -> PlannedRun | None:
-        """Return what is predicted of the plan; None on a CPU."""
-        return assess(self.job, self.plan) if self.job is not None else None
+    is_limited: bool = False
 
     def explain(self, config: TrainConfig) -> str:
         """Say what the plan is, against the settings as they are written."""
@@ -64,22 +61,14 @@ class RunPlan:
 
     def predict(self, num_tokens: int, num_targets: int, plan: ExecutionPlan) -> TrainingMemory | None:
         """Return the memory with a largest micro-batch that is known; None on a CPU."""
-        if self.job is None:
+        return predict_memory(self.job, plan, num_tokens, num_targets) if self.job is not None else None
+
+    def limit_for(self, plan: ExecutionPlan) -> int | None:
+        """Return what PyTorch's allocator is held to under a plan: the budget less what is beside it."""
+        if self.job is None or not self.is_limited:
             return None
-        job = self.job
-        load = TrainingLoad(
-            shape=job.shape,
-            rank=job.rank,
-            num_tokens=num_tokens,
-            num_targets=num_targets,
-            num_validation_tokens=job.workload.longest_validation,
-            value_bytes=job.value_bytes,
-            is_flash=job.is_flash,
-            has_dropout=job.has_dropout,
-            num_recomputed=plan.num_recomputed,
-            pages_optimizer=plan.pages_optimizer,
-        )
-        return estimate_training(load, job.card, context_bytes=job.context_bytes)
+        memory = assess(self.job, plan).memory
+        return self.job.budget_bytes - memory.context_bytes - memory.paged_bytes
 
     def shrink(self, failed: ExecutionPlan, free_bytes: int) -> ExecutionPlan:
         """Return the next smaller plan.
@@ -103,7 +92,7 @@ class RunPlan:
         if self.job is None:
             return DoesNotFitError(f"{what}.", "Lower --max-length or --lora-r.")
         job = self.job
-        needed, has = needed_bytes(job, assess(job, plan).memory), job.budget_bytes
+        needed, has = needed_bytes(job, assess(job, plan).memory), job.allowed_bytes
         found = f"{what}: the run needs {format_gib(needed)}"
         found += (
             f", {format_gib(needed - has)} more than the {format_gib(has)}"
@@ -142,11 +131,13 @@ def look_at_card(device: Device) -> CardView | None:
         return None
     card = card_of_device(device.name, device.total_bytes, device.capability, device.multiprocessors or 1)
     reader = open_gpu_memory(device.uuid) if device.uuid is not None else None
-    if reader is None:
-        open_context()
-        return CardView(card, None, None)
-    before = reader.read()
+    before = reader.read() if reader is not None else None
     open_context()
+    # NVML may be missing, or speak of the whole card where this is a part of it (MIG).
+    if reader is None or before is None or before.total_bytes > 1.1 * device.total_bytes:
+        free, total = read_device_memory()
+        used_before = max(0, total - free - card.context_bytes + KERNELS_BYTES)
+        return CardView(replace(card, total_bytes=total, driver_bytes=used_before), None, None)
     bare = reader.read().used_bytes - before.used_bytes
     # Another process that came or went in between would be taken for the context.
     is_plausible = card.context_bytes // 4 < bare < 2 * card.context_bytes
@@ -192,14 +183,16 @@ def plan_run(
         is_flash=attention.name != PER_SAMPLE,
         has_dropout=config.lora_dropout > 0,
         can_page=can_page(config),
-        is_card_full=budget == free,
+        is_card_full=budget == free and can_oversubscribe(),
         context_bytes=view.context_bytes,
     )
     planned = assess(job, literal) if config.plan == "off" else choose_plan(job, fixed)
-    run_plan = RunPlan(planned.plan, shape.num_blocks, job, fixed, is_literal=config.plan == "off")
-    if needed_bytes(job, planned.memory) > budget:
+    run_plan = RunPlan(
+        planned.plan, shape.num_blocks, job, fixed, is_literal=config.plan == "off", is_limited=config.vram is not None
+    )
+    if not planned.fits:
         raise run_plan.does_not_fit("There is not enough GPU memory", planned.plan)
-    return _limited(run_plan) if config.vram is not None else run_plan
+    return run_plan
 
 
 def keep_checkpoint_plan(run_plan: RunPlan, checkpoint: Path) -> tuple[RunPlan, str | None]:
@@ -226,20 +219,12 @@ def keep_checkpoint_plan(run_plan: RunPlan, checkpoint: Path) -> tuple[RunPlan, 
         return run_plan, None
     planned = assess(run_plan.job, kept)
     if not planned.fits:
-        needs, has = format_gib(planned.memory.least_process_bytes), format_gib(run_plan.job.allowed_bytes)
+        needs = format_gib(needed_bytes(run_plan.job, planned.memory))
+        has = format_gib(run_plan.job.allowed_bytes)
         return run_plan, f"The checkpoint's plan needs {needs} of now {has}; a smaller one takes its place."
-    kept_run = replace(run_plan, plan=kept)
-    return (_limited(kept_run) if run_plan.limit_bytes is not None else kept_run), None
+    return replace(run_plan, plan=kept), None
 
 
 def write_plan(plan: ExecutionPlan, folder: Path) -> None:
     """Write a plan into a checkpoint."""
     (folder / PLAN_RECORD).write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
-
-
-def _limited(run_plan: RunPlan) -> RunPlan:
-    job = run_plan.job
-    if job is None:
-        return run_plan
-    memory = assess(job, run_plan.plan).memory
-    return replace(run_plan, limit_bytes=job.budget_bytes - memory.context_bytes - memory.paged_bytes)

@@ -83,18 +83,18 @@ class PlanRunner:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
-                if self._shrink is None or not is_out_of_memory(error):
+                shrink = self._shrink
+                if shrink is None or not is_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
             # Outside the except clause: the error's traceback keeps the step's tensors alive.
             release_memory()
-            self._take(self._next_plan(reason), step, reason)
+            self._take(self._next_plan(shrink, reason), step, reason)
             set_random_state(random_state)
 
-    def _next_plan(self, reason: str) -> ExecutionPlan:
-        assert self._shrink is not None  # noqa: S101  # for the type checker
+    def _next_plan(self, shrink: Shrink, reason: str) -> ExecutionPlan:
         try:
-            return self._shrink(self.plan, measure_free_bytes())
+            return shrink(self.plan, measure_free_bytes())
         except DoesNotFitError as error:
             error.add_note(reason)
             raise
@@ -141,6 +141,9 @@ def reserve_optimizer_state(optimizer: Any) -> None:
         group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
     try:
         optimizer.step()
+    except BaseException:
+        optimizer.state.clear()  # some of it, with steps counted
+        raise
     finally:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate

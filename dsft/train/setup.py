@@ -112,7 +112,7 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     rows = open_source(config.dataset, split=config.dataset_split, revision=config.dataset_revision)
 
     sink(Phase("load PyTorch"))
-    choose_allocator()
+    allocator_notice = choose_allocator()
     with held_signals():
         import dsft.train.fit  # noqa: F401  # what comes later, too: imports are not to be interrupted
         from dsft.train.arguments import choose_optimizer, count_steps
@@ -123,6 +123,10 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     device = resolve_device(config.device)
     if device.kind == "cpu":
         hide_gpus()
+        if config.vram is not None:
+            tell("vram is about a GPU's memory; on a CPU memory is not planned, and settings are taken as written.")
+    else:
+        tell(allocator_notice)
     precision = resolve_precision(config.precision, device)
     demand = resolved.origins["use_flash_attention"] if config.use_flash_attention else None
     attention = choose_attention(demand, device, precision)

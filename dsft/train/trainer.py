@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from dsft.core.data.samples import TokenizedDataset
-from dsft.core.errors import NonFiniteLossError, is_out_of_memory
+from dsft.core.errors import DoesNotFitError, NonFiniteLossError, is_out_of_memory
 from dsft.core.memory.plan import ExecutionPlan
 from dsft.train.batches import (
     EffectiveBatch,
@@ -67,7 +67,8 @@ class QloraTrainer(Trainer):
         guard: Tells whether a signal came.
         hooks: Whom to tell what.
         shrink: Finds the next smaller plan when memory runs out; None lets the error through.
-        rehearsed: Sequences of the largest micro-batch, which is tried before the first step; empty for no rehearsal.
+        find_largest: Finds the sequences of the largest micro-batch of the run under a plan, which is tried before the
+            first step; None for no rehearsal.
     """
 
     control: TrainerControl
@@ -88,7 +89,7 @@ class QloraTrainer(Trainer):
         guard: InterruptGuard,
         hooks: TrainerHooks,
         shrink: Shrink | None = None,
-        rehearsed: Sequence[int] = (),
+        find_largest: Callable[[ExecutionPlan], Sequence[int]] | None = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -101,7 +102,7 @@ class QloraTrainer(Trainer):
         self._runner = PlanRunner(model, plan, shrink, hooks.on_plan_change)
         release_memory()  # attaching LoRA leaves its weights' first, 16-bit form behind
         self._gradients = GradientBuffer(model.parameters())
-        self._rehearsed = rehearsed
+        self._find_largest = find_largest
         self.hooks = hooks
         self.guard = guard
         self._sequences = sequences
@@ -159,12 +160,13 @@ class QloraTrainer(Trainer):
 
         What will not fit shows now and not in hours. On a CPU there is nothing to rehearse.
         """
-        if not self._rehearsed:
+        find_largest = self._find_largest
+        if find_largest is None:
             return
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-        sequences = [self._sequences[index] for index in self._rehearsed]
 
         def work() -> None:
+            sequences = [self._sequences[index] for index in find_largest(self.plan)]
             self._gradients.clear()
             if not optimizer.state:
                 reserve_optimizer_state(optimizer)
@@ -313,13 +315,22 @@ class QloraTrainer(Trainer):
         return metrics
 
     def _validate(self, batch: MicroBatch) -> torch.Tensor | None:
-        """Return the summed loss of a pass, or None where it ran out of GPU memory and can be made smaller."""
+        """Return the summed loss of a pass, or None where it ran out of GPU memory and can be made smaller.
+
+        Raises:
+            DoesNotFitError: It is a single sample.
+        """
         try:
             with torch.no_grad(), self._autocast():
                 return sum_target_losses(self.model, batch.to(self.args.device)).double()
         except RuntimeError as error:
-            if not is_out_of_memory(error) or len(batch.sample_bounds) <= 2:
+            if not is_out_of_memory(error):
                 raise
+            if len(batch.sample_bounds) <= 2:
+                raise DoesNotFitError(
+                    f"A validation sample of {batch.num_tokens} tokens does not fit the memory.",
+                    "Lower --max-length, or hold out other samples with --validation-dataset.",
+                ) from error
         release_memory()
         return None
 
@@ -370,6 +381,7 @@ class QloraTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             page_optimizer_state(getattr(self.optimizer, "optimizer", self.optimizer))
+            release_memory()
 
     def _tell_interrupt(self) -> bool:
         if self.guard.signal_name is not None and not self._is_interrupt_told:

@@ -27,6 +27,7 @@ class Card:
         driver_bytes: What of it the driver keeps, whatever runs.
         context_bytes: What a process with a CUDA context takes beside its tensors, kernels included.
         capability: CUDA compute capability.
+        multiprocessors: Streaming multiprocessors.
         matmul_flops: Dense bf16 (older cards: fp16) products with float32 sums, in FLOP/s.
         bandwidth: Memory bandwidth in bytes/s.
         is_measured: Whether `driver_bytes` and `context_bytes` were measured.
@@ -37,6 +38,7 @@ class Card:
     driver_bytes: int
     context_bytes: int
     capability: tuple[int, int]
+    multiprocessors: int
     matmul_flops: float
     bandwidth: float
     is_measured: bool = False
@@ -61,10 +63,10 @@ def _card(
     # Measured on an H100 with 132 multiprocessors: 618 MiB of bare context, 480 MiB kept by the driver of 81,559.
     context = round(618 * MIB * multiprocessors / 132) + KERNELS_BYTES
     driver = round(total_mib * MIB * 0.0195)
-    return Card(name, total_mib * MIB, driver, context, capability, tflops * 1e12, gb_per_s * 1e9)
+    return Card(name, total_mib * MIB, driver, context, capability, multiprocessors, tflops * 1e12, gb_per_s * 1e9)
 
 
-H100 = Card("H100 80GB HBM3", 81559 * MIB, 480 * MIB, 751 * MIB, (9, 0), 989e12, 3.35e12, is_measured=True)
+H100 = Card("H100 80GB HBM3", 81559 * MIB, 480 * MIB, 751 * MIB, (9, 0), 132, 989e12, 3.35e12, is_measured=True)
 
 CARDS = (
     _card("RTX 3060", 12288, 28, (8, 6), 51, 360),
@@ -119,24 +121,32 @@ def find_card(name: str) -> Card:
     raise ConfigError(f"--gpu: {name!r} {problem}.", f"Take one of: {names}; or give its memory with --vram GIB.")
 
 
-def recognize_card(device_name: str) -> Card | None:
-    """Return the record of the card the driver names, or None where there is no such record."""
-    words = _plain(device_name).split()
+def recognize_card(device_name: str, total_bytes: int | None = None) -> Card | None:
+    """Return the record of the card the driver names, or None where there is no such record.
+
+    The driver's names have words for a card's form and may lack its memory: that has to agree within 6 % where it is
+    given (a laptop's card of the same name has less).
+    """
+    words = set(_plain(device_name).split())
+    sizes = {word for word in words if _is_size(word)}
     for card in sorted(CARDS, key=lambda card: -len(card.name)):
-        own = _plain(card.name).split()
-        rest = [word for word in words if word not in own]
-        if set(own) <= set(words) and all(word in _FORM_WORDS for word in rest):
+        own = set(_plain(card.name).split())
+        own_sizes = {word for word in own if _is_size(word)}
+        is_same_name = own - own_sizes <= words and words - own - sizes <= _FORM_WORDS
+        is_same_size = total_bytes is None or abs(card.total_bytes / total_bytes - 1) < 0.06
+        if is_same_name and is_same_size and (own_sizes == sizes or not (own_sizes and sizes)):
             return card
     return None
 
 
 def card_of_device(device_name: str, total_bytes: int, capability: tuple[int, int], multiprocessors: int) -> Card:
     """Return the record of the card the driver names, or one made of what the driver says about it."""
-    known = recognize_card(device_name)
+    known = recognize_card(device_name, total_bytes)
     if known is not None:
         return known
-    tflops = RTX_4090.matmul_flops / 1e12 * multiprocessors / 128
-    gb_per_s = RTX_4090.bandwidth / 1e9 * multiprocessors / 128
+    like = next((card for card in CARDS if card.capability == capability), RTX_4090)
+    scale = multiprocessors / like.multiprocessors
+    tflops, gb_per_s = like.matmul_flops / 1e12 * scale, like.bandwidth / 1e9 * scale
     return _card(device_name, total_bytes // MIB, multiprocessors, capability, tflops, gb_per_s)
 
 
@@ -150,13 +160,18 @@ def card_of_memory(vram_gib: float) -> Card:
         round(total * share),
         RTX_4090.context_bytes,
         RTX_4090.capability,
+        RTX_4090.multiprocessors,
         RTX_4090.matmul_flops,
         RTX_4090.bandwidth,
     )
 
 
-_FORM_WORDS = frozenset({"sxm2", "sxm4", "sxm5", "pcie", "generation", "hbm2", "hbm2e", "hbm3", "hbm3e"})
+_FORM_WORDS = frozenset({"sxm2", "sxm4", "sxm5", "pcie", "generation", "hbm2", "hbm2e", "hbm3", "hbm3e", "nvl"})
 """Words in the driver's names that tell a card's form and not the card."""
+
+
+def _is_size(word: str) -> bool:
+    return word.removesuffix("gb").isdigit() and word.endswith("gb")
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,6 @@
 """A plan in words: what it changes against the settings as written, what that brings, and by how much one misses."""
 
-from dsft.core.memory.plan import ExecutionPlan, Job, PlannedRun
-from dsft.core.memory.training import TrainingMemory
+from dsft.core.memory.plan import ExecutionPlan, Job, PlannedRun, needed_bytes
 from dsft.core.units import GIB, format_gib
 
 _SAME_SPEED = 1.05
@@ -45,20 +44,37 @@ def explain_recompute(num_recomputed: int, num_blocks: int) -> str:
 
 
 def explain_misfit(job: Job, run: PlannedRun) -> str:
-    """Say by how much a plan misses the budget, e.g. "needs 26.1 GiB, 3.3 GiB more than the 22.8 GiB there are"."""
-    needed = needed_bytes(job, run.memory)
-    missing = format_gib(max(needed - job.allowed_bytes, 0))
-    return f"needs {format_gib(needed)}, {missing} more than the {format_gib(job.allowed_bytes)} a plan may take"
+    """Say by how much a plan that does not fit misses the budget.
+
+    Returns:
+        Such as "needs 26.1 GiB, 3.3 GiB more than the 22.8 GiB a plan may take".
+    """
+    needed, missing, allowed = tell_lack(needed_bytes(job, run.memory), job.allowed_bytes)
+    return f"needs {needed}, {missing} more than the {allowed} a plan may take"
+
+
+def tell_lack(needed_bytes: int, allowed_bytes: int) -> tuple[str, str, str]:
+    """Return what is needed, what of it is missing and what there is, as figures that agree with one another.
+
+    Where less than 1 GiB is missing they have two decimals, and more where two would not show that anything is.
+
+    Args:
+        needed_bytes: What is needed.
+        allowed_bytes: What there is; less.
+    """
+    decimals = 1 if needed_bytes - allowed_bytes >= GIB else 2
+    while round(needed_bytes / GIB, decimals) == round(allowed_bytes / GIB, decimals):
+        decimals += 1
+    needed, allowed = round(needed_bytes / GIB, decimals), round(allowed_bytes / GIB, decimals)
+    needed_text, missing_text, allowed_text = (
+        f"{size:.{decimals}f} GiB" for size in (needed, needed - allowed, allowed)
+    )
+    return needed_text, missing_text, allowed_text
 
 
 def micro_batch_size(job: Job, plan: ExecutionPlan) -> int:
     """Return the sequences in a micro-batch: the plan's number, and no more than a step has."""
     return min(plan.micro_batch_size, job.workload.effective_batch_size)
-
-
-def needed_bytes(job: Job, memory: TrainingMemory) -> int:
-    """Return what decides whether a run fits: paged state counts only where the card has room beyond the budget."""
-    return memory.least_process_bytes if job.is_card_full else memory.most_process_bytes
 
 
 def _steps(job: Job, plan: ExecutionPlan) -> tuple[int, int, bool]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dsft.core.memory.cards import Card
 from dsft.core.memory.model_shape import ModelShape
 from dsft.core.memory.speed import StepTime, predict_step
-from dsft.core.memory.training import TrainingLoad, TrainingMemory, estimate_training
+from dsft.core.memory.training import TrainingLoad, TrainingMemory, estimate_training, optimizer_state_bytes
 
 MARGIN_SHARE = 0.03
 """Share of the budget that a plan leaves free: half for the estimate's error, half for what else uses the card."""
@@ -146,24 +146,8 @@ def make_plan(
 def assess(job: Job, plan: ExecutionPlan) -> PlannedRun:
     """Predict memory and time of a plan."""
     tokens = largest_micro_batch(job.workload, plan)
-    memory = estimate_training(
-        TrainingLoad(
-            shape=job.shape,
-            rank=job.rank,
-            num_tokens=tokens,
-            num_targets=tokens,
-            num_validation_tokens=max(job.workload.longest_validation, min(plan.validation_tokens, tokens)),
-            value_bytes=job.value_bytes,
-            is_flash=job.is_flash,
-            has_dropout=job.has_dropout,
-            num_recomputed=plan.num_recomputed,
-            pages_optimizer=plan.pages_optimizer,
-        ),
-        job.card,
-        context_bytes=job.context_bytes,
-    )
+    memory = predict_memory(job, plan, tokens, tokens)
     # What does not fit beside the rest pages out in every step.
-    needed = memory.least_process_bytes if job.is_card_full else memory.most_process_bytes
     paged = memory.paged_bytes + memory.paged_out_bytes
     outside = max(0, min(paged, memory.most_process_bytes - job.allowed_bytes)) if job.is_card_full else 0
     time = predict_step(
@@ -175,7 +159,31 @@ def assess(job: Job, plan: ExecutionPlan) -> PlannedRun:
         num_recomputed=plan.num_recomputed,
         paged_bytes=outside,
     )
-    return PlannedRun(plan, memory, time, needed <= job.allowed_bytes)
+    return PlannedRun(plan, memory, time, needed_bytes(job, memory) <= job.allowed_bytes)
+
+
+def predict_memory(job: Job, plan: ExecutionPlan, num_tokens: int, num_targets: int) -> TrainingMemory:
+    """Predict the memory of a plan whose largest micro-batch has so many tokens and targets."""
+    longest = job.workload.longest_validation
+    load = TrainingLoad(
+        shape=job.shape,
+        rank=job.rank,
+        num_tokens=num_tokens,
+        num_targets=num_targets,
+        # Validation passes are filled up to what the plan allows them.
+        num_validation_tokens=max(longest, plan.validation_tokens) if longest else 0,
+        value_bytes=job.value_bytes,
+        is_flash=job.is_flash,
+        has_dropout=job.has_dropout,
+        num_recomputed=plan.num_recomputed,
+        pages_optimizer=plan.pages_optimizer,
+    )
+    return estimate_training(load, job.card, context_bytes=job.context_bytes)
+
+
+def needed_bytes(job: Job, memory: TrainingMemory) -> int:
+    """Return what decides whether a run fits: paged state counts only where the card has room beyond the budget."""
+    return memory.least_process_bytes if job.is_card_full else memory.most_process_bytes
 
 
 def count_passes(workload: Workload, plan: ExecutionPlan) -> int:
@@ -199,7 +207,7 @@ def choose_plan(job: Job, fixed: Fixed | None = None) -> PlannedRun:
     fitting = [run for run in runs if run.fits]
     if fitting:
         return min(fitting, key=lambda run: (round(run.time.step_s, 4), run.memory.process_bytes))
-    return min(runs, key=lambda run: (run.memory.least_process_bytes, run.time.step_s))
+    return min(runs, key=lambda run: (needed_bytes(job, run.memory), run.time.step_s))
 
 
 def choose_smaller_plan(
@@ -208,7 +216,7 @@ def choose_smaller_plan(
     """Choose the next plan after one ran out of memory, or None where there is nothing smaller.
 
     The next one needs no more than is free now, and at most `SHRINK_SHARE` of what the failed one needed for a step:
-    the fastest of those there are, else the smallest of all.
+    the fastest of those there are, else the smallest of all. State that pages stays where it can.
 
     Args:
         job: What the plans are made for.
@@ -216,28 +224,39 @@ def choose_smaller_plan(
         free_bytes: What a step could have now, beyond what stays from step to step.
         fixed: What the user has decided.
     """
-    candidates = list(_candidates(job, fixed or Fixed()))
     before = assess(job, failed).memory
-    smaller = [run for run in candidates if run.memory.least_process_bytes < before.least_process_bytes]
+    limit = needed_bytes(job, before)
+    smaller = [
+        run
+        for run in _candidates(job, fixed or Fixed())
+        if needed_bytes(job, run.memory) < limit and run.plan.pages_optimizer >= failed.pages_optimizer
+    ]
     if not smaller:
         return None
-    most = before.least_process_bytes - round((1 - SHRINK_SHARE) * before.step_bytes)
-    fitting = [run for run in smaller if run.memory.least_process_bytes <= most and run.memory.step_bytes <= free_bytes]
+    most = limit - round((1 - SHRINK_SHARE) * before.step_bytes)
+    state_bytes, _ = optimizer_state_bytes(job.shape, job.rank, pages=False)
+
+    def fits(run: PlannedRun) -> bool:
+        # State that begins to page makes room where something else takes it.
+        begins_to_page = run.plan.pages_optimizer and not failed.pages_optimizer and job.is_card_full
+        free = free_bytes + (state_bytes if begins_to_page else 0)
+        return needed_bytes(job, run.memory) <= most and run.memory.step_bytes <= free
+
+    fitting = [run for run in smaller if fits(run)]
     if fitting:
         return min(fitting, key=lambda run: (round(run.time.step_s, 4), run.memory.process_bytes))
-    return min(smaller, key=lambda run: (run.memory.least_process_bytes, run.time.step_s))
+    return min(smaller, key=lambda run: (needed_bytes(job, run.memory), run.time.step_s))
 
 
 def _candidates(job: Job, fixed: Fixed) -> Iterator[PlannedRun]:
-    """Yield, for each micro-batch and place of the optimizer state, the plan that recomputes least and fits."""
+    """Yield every plan that the user's decisions leave."""
     for pages in [fixed.pages_optimizer] if fixed.pages_optimizer is not None else _paging(job):
         for size in [fixed.micro_batch_size] if fixed.micro_batch_size is not None else micro_batch_sizes(job.workload):
             if fixed.num_recomputed is not None:
                 yield assess(job, make_plan(job.workload, size, min(fixed.num_recomputed, job.shape.num_blocks), pages))
                 continue
             for num_recomputed in range(job.shape.num_blocks + 1):
-                run = assess(job, make_plan(job.workload, size, num_recomputed, pages))
-                yield run
+                yield assess(job, make_plan(job.workload, size, num_recomputed, pages))
 
 
 def _paging(job: Job) -> list[bool]:

@@ -1,5 +1,6 @@
 """Which device and which compute type a run takes, decided from the hardware and said aloud."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -71,14 +72,22 @@ def resolve_device(choice: DeviceChoice) -> Device:
     return Device("cpu", f"CPU ({torch.get_num_threads()} threads)")
 
 
-def choose_allocator() -> None:
+def choose_allocator() -> str | None:
     """Let PyTorch's allocator grow one piece of memory instead of many; it takes effect before torch is imported.
 
     Micro-batches differ in size, and pieces that fit one of them lie idle in the next: with samples of 300 to 4,096
     tokens 12.6 GiB instead of 15.9 were reserved for 12.3 in use. A choice of the user's own stays.
+
+    Returns:
+        A notice where that choice makes the predicted memory too low.
     """
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        chosen = os.environ.get(name)
+        if chosen is not None:
+            is_expandable = "expandable_segments:true" in chosen.lower()
+            return None if is_expandable else f"{name} is set: without expandable_segments:True a run may need more."
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return None
 
 
 def open_context() -> None:
@@ -87,6 +96,25 @@ def open_context() -> None:
 
     torch.zeros(1, device="cuda")
     torch.cuda.synchronize()
+
+
+def read_device_memory() -> tuple[int, int]:
+    """Return the free and the total bytes of the first GPU as CUDA sees them."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(0)
+    return int(free), int(total)
+
+
+def can_oversubscribe() -> bool:
+    """Return whether managed memory may be more than the GPU has; WSL and old cards can't page it out."""
+    attribute = 89  # CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS
+    value = ctypes.c_int(0)
+    try:
+        code = ctypes.CDLL("libcuda.so.1").cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)
+    except OSError:
+        return False
+    return code == 0 and value.value == 1
 
 
 def limit_allocator(num_bytes: int) -> None:

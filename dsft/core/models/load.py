@@ -41,11 +41,15 @@ def check_trainable(source: ModelSource, max_length: int) -> None:
     """Refuse, from its config.json alone, a model that dsft can't train exactly.
 
     Raises:
-        ModelError: Unknown family, quantized checkpoint, sequences beyond the model's positions or window, or so long
-            that samples would change each other's rotation.
+        ModelError: Unknown family, values of a wrong type, quantized checkpoint, sequences beyond the model's positions
+            or window, or so long that samples would change each other's rotation.
     """
     config = source.model_config
     family = config["model_type"]
+    if not isinstance(family, str):
+        raise ModelError(
+            f"config.json of {source.name}: model_type must be text, and is {family!r}.", "Copy the model again."
+        )
     if family not in TRAINABLE_FAMILIES:
         raise ModelError(
             f"{source.name} is of the family {family}, which dsft does not train.",
@@ -63,6 +67,11 @@ def check_trainable(source: ModelSource, max_length: int) -> None:
             f"Take --max-length {max_positions} or less.",
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ModelError(
+            f"config.json of {source.name}: rope_parameters or rope_scaling must be an object, and is {rope!r}.",
+            "Copy the model again.",
+        )
     if rope.get("rope_type", rope.get("type")) == "longrope":
         # The longest sample of a micro-batch chooses the factors for all of it.
         original = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
@@ -222,11 +231,6 @@ def recompute_blocks(model: "PeftModel", num_blocks: int) -> None:
     for index, block in enumerate(_blocks(model)):
         block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         block.gradient_checkpointing = index < num_blocks
-
-
-def count_blocks(model: "PeftModel") -> int:
-    """Return how many blocks the model has."""
-    return len(_blocks(model))
 
 
 def _blocks(model: "PeftModel") -> list[Any]:

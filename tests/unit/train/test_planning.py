@@ -11,11 +11,13 @@ import dsft.train.planning as planning
 from dsft.core.config.schema import TrainConfig
 from dsft.core.errors import DoesNotFitError
 from dsft.core.gpu import GpuMemory
+from dsft.core.memory.cards import KERNELS_BYTES
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
-from dsft.core.memory.plan import Workload
+from dsft.core.memory.plan import Workload, assess
 from dsft.core.models.attention import VARLEN, AttentionKernel
 from dsft.core.models.device import Device
 from dsft.core.units import GIB
+from dsft.train.batches import EffectiveBatchSampler
 from dsft.train.planning import RunPlan, keep_checkpoint_plan, look_at_card, plan_run, write_plan
 from dsft.train.rehearsal import StepOrder
 
@@ -33,6 +35,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunPlan]:
         context_mib: int = 480,
         total_mib: int = 24564,
         workload: Workload = FULL,
+        can_oversubscribe: bool = True,
         **settings: object,
     ) -> RunPlan:
         readings = [GpuMemory(used * MIB, total_mib * MIB) for used in (used_mib, used_mib + context_mib)]
@@ -43,7 +46,8 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunPlan]:
 
         monkeypatch.setattr(planning, "open_gpu_memory", lambda uuid: Reader())
         monkeypatch.setattr(planning, "open_context", lambda: None)
-        view = look_at_card(CARD)
+        monkeypatch.setattr(planning, "can_oversubscribe", lambda: can_oversubscribe)
+        view = look_at_card(replace(CARD, total_bytes=total_mib * MIB))
         return plan_run(
             TrainConfig(**settings), view, precision="bf16", attention=KERNEL, shape=SHAPE, workload=workload
         )
@@ -70,12 +74,68 @@ def test_a_context_that_can_not_be_one_is_not_believed(plan: Callable[..., RunPl
 def test_vram_plans_for_a_smaller_card_and_holds_the_allocator_to_it(plan: Callable[..., RunPlan]) -> None:
     run_plan = plan(total_mib=81559, vram=24.0)
     assert run_plan.job is not None
-    assert run_plan.limit_bytes is not None
-    memory = run_plan.assess().memory  # type: ignore[union-attr]
+    memory = assess(run_plan.job, run_plan.plan).memory
     assert memory.process_bytes <= 23.54 * GIB
-    assert run_plan.limit_bytes == run_plan.job.budget_bytes - memory.context_bytes - memory.paged_bytes
+    assert run_plan.limit_for(run_plan.plan) == run_plan.job.budget_bytes - memory.context_bytes - memory.paged_bytes
     assert not run_plan.job.is_card_full  # the card has more, so paged state would stay on it
     assert plan(vram=24.0).job.budget_bytes <= (24564 - 500) * MIB  # type: ignore[union-attr]
+    assert plan().limit_for(plan().plan) is None
+
+
+def test_a_smaller_plan_stays_within_the_budget_and_so_does_its_limit(plan: Callable[..., RunPlan]) -> None:
+    run_plan = plan(total_mib=81559, vram=16.0, lora_r=256)
+    assert run_plan.job is not None
+    now = run_plan.plan
+    for _ in range(20):
+        memory = assess(run_plan.job, now).memory
+        limit = run_plan.limit_for(now)
+        assert limit is not None
+        # Paged state stays on a card that has room, and counts.
+        assert memory.most_process_bytes <= run_plan.job.budget_bytes
+        assert limit + memory.context_bytes + memory.paged_bytes <= run_plan.job.budget_bytes
+        try:
+            now = run_plan.shrink(now, 0)
+        except DoesNotFitError:
+            break
+
+
+def test_state_that_can_not_page_out_counts_whole(plan: Callable[..., RunPlan]) -> None:
+    paged = {"page_optimizer": "yes", "total_mib": 10240}
+    with_room, without = plan(**paged), plan(**paged, can_oversubscribe=False)
+    assert with_room.job is not None
+    assert without.job is not None
+    assert with_room.job.is_card_full
+    assert not without.job.is_card_full
+    assert assess(without.job, without.plan).memory.most_process_bytes <= without.job.allowed_bytes
+    assert assess(with_room.job, with_room.plan).memory.most_process_bytes > with_room.job.allowed_bytes
+
+
+def test_without_nvml_or_on_a_part_of_a_card_cuda_says_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "open_context", lambda: None)
+    monkeypatch.setattr(planning, "read_device_memory", lambda: (15 * GIB, 20 * GIB))
+    monkeypatch.setattr(planning, "open_gpu_memory", lambda uuid: None)
+    view = look_at_card(CARD)
+    assert view is not None
+    assert view.card.total_bytes == 20 * GIB
+    # Of the 5 GiB in use the bare context is this process's own.
+    assert view.card.usable_bytes == 15 * GIB + view.card.context_bytes - KERNELS_BYTES
+
+    class WholeCard:
+        def read(self) -> GpuMemory:
+            return GpuMemory(1 * GIB, 80 * GIB)
+
+    monkeypatch.setattr(planning, "open_gpu_memory", lambda uuid: WholeCard())
+    assert look_at_card(CARD) == view
+
+
+def test_what_fits_only_without_the_margin_is_refused(plan: Callable[..., RunPlan]) -> None:
+    literal = plan(plan="off")
+    assert literal.job is not None
+    memory = assess(literal.job, literal.plan).memory
+    needed = memory.least_process_bytes
+    just_under_mib = 500 + round(needed / MIB / 0.98)
+    with pytest.raises(DoesNotFitError, match="more than the"):
+        plan(plan="off", total_mib=just_under_mib)
 
 
 def test_the_user_s_decisions_are_kept(plan: Callable[..., RunPlan]) -> None:
@@ -149,7 +209,7 @@ def test_the_largest_micro_batch_of_a_run_is_found(plan: Callable[..., RunPlan])
         tokens = int(lengths[order.largest_micro_batch(made)].sum())
         assert tokens == max(
             sum(step[index] for index in group)
-            for step in (lengths[indices].tolist() for indices in order._steps())
+            for step in (lengths[indices].tolist() for indices in steps_of(order))
             for group in planning_groups(step, made)
         )
         assert tokens <= made.micro_batch_tokens
@@ -161,3 +221,36 @@ def planning_groups(lengths: list[int], made: planning.ExecutionPlan) -> list[li
     groups = split_sequences(lengths, made)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     return groups
+
+
+def steps_of(order: StepOrder) -> list[np.ndarray]:
+    sampler = EffectiveBatchSampler(len(order.lengths), order.effective_batch_size, order.seed)
+    steps = []
+    for epoch in range(1 + order.num_steps // len(sampler)):
+        sampler.set_epoch(epoch)
+        steps += [np.array(indices) for indices in sampler]
+    return steps[: order.num_steps]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_the_largest_micro_batch_by_number_is_the_largest_of_all_steps(seed: int, size: int) -> None:
+    lengths = np.random.default_rng(seed).integers(20, 200, 3000)
+    lengths[1234] = 1024  # one long sample among many
+    order = StepOrder(lengths, 4, seed, num_steps=1700)
+    made = planning.ExecutionPlan(size, 10**6, False, 0, False, 0)
+    expected = max(
+        sum(step[index] for index in group)
+        for step in (lengths[indices].tolist() for indices in steps_of(order))
+        for group in planning_groups(step, made)
+    )
+    assert int(lengths[order.largest_micro_batch(made)].sum()) == expected
+    workload = order.workload(0)
+    assert workload.max_step_tokens == max(int(lengths[indices].sum()) for indices in steps_of(order))
+    assert workload.mean_step_tokens == pytest.approx(np.mean([lengths[indices].sum() for indices in steps_of(order)]))
+
+
+def test_millions_of_steps_are_not_listed() -> None:
+    order = StepOrder(np.full(100, 50), 4, 0, num_steps=20_000_000)
+    assert order.workload(0).max_step_tokens == 200
+    assert len(order._epochs) <= 20_000

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import dsft.train.recovery as recovery
 import dsft.train.trainer as trainer_module
 from dsft.core.errors import DoesNotFitError
 from dsft.core.memory.plan import ExecutionPlan
 from dsft.train.batches import MicroBatch
 from dsft.train.loss import sum_target_losses
 from dsft.train.planning import PLAN_RECORD
-from dsft.train.recovery import reserve_optimizer_state
+from dsft.train.recovery import PlanChange, PlanRunner, reserve_optimizer_state
 from tests.unit.train.random_samples import make_samples
 from tests.unit.train.test_trainer import Run, lora_weights, make_literal_plan
 
@@ -152,7 +154,7 @@ def test_a_validation_pass_that_runs_out_of_memory_is_split(load_model, tmp_path
 
 def test_a_single_sample_that_does_not_fit_validation_is_an_error(load_model, tmp_path: Path, break_passes):
     break_passes(*range(40), training_only=False)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(DoesNotFitError, match="validation sample of"):
         Run(load_model(), tmp_path, micro=4, validation=make_samples(3)).trainer.evaluate()
 
 
@@ -160,13 +162,14 @@ def test_the_rehearsal_shrinks_the_plan_and_changes_nothing_else(load_model, tmp
     undisturbed = Run(load_model(dropout=0.1), tmp_path / "a", micro=1).train()
     sizes = break_passes(0)
     run = Run(
-        load_model(dropout=0.1), tmp_path / "b", plan=make_literal_plan(1), rehearsed=[3, 5],
+        load_model(dropout=0.1), tmp_path / "b", plan=make_literal_plan(1),
+        find_largest=lambda plan: [4] if plan.num_recomputed else [3, 5],
         shrink=lambda plan, free_bytes: replace(plan, num_recomputed=2),
     ).train()  # fmt: skip
     assert run.losses == undisturbed.losses
     assert [change.step for change in run.plan_changes] == [0]
     lengths = make_samples(10).lengths
-    assert sizes[:3] == [lengths[3], lengths[3], lengths[5]]
+    assert sizes[:2] == [lengths[3], lengths[4]]  # the smaller plan has a largest micro-batch of its own
 
 
 def optimizers() -> Iterator[tuple[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]]]:
@@ -194,6 +197,51 @@ def test_state_made_beforehand_changes_no_step(make: Callable[..., torch.optim.O
         return weight.detach()
 
     assert torch.equal(train(reserves=True), train(reserves=False))
+
+
+def test_state_that_could_not_be_made_whole_is_made_anew():
+    class HalfFull(torch.optim.SGD):
+        is_full = True
+
+        def step(self, closure: object = None) -> None:
+            for group in self.param_groups:
+                for index, weight in enumerate(group["params"]):
+                    state = self.state[weight]
+                    state["step"] = state.get("step", 0) + 1
+                    if self.is_full and index == 1:
+                        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    optimizer = HalfFull([torch.nn.Parameter(torch.zeros(2)) for _ in range(3)], lr=0.1)
+    with pytest.raises(torch.OutOfMemoryError):
+        reserve_optimizer_state(optimizer)
+    assert not optimizer.state
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    optimizer.is_full = False
+    reserve_optimizer_state(optimizer)
+    assert [state["step"] for state in optimizer.state.values()] == [0, 0, 0]
+
+
+def test_state_begins_to_page_with_a_plan_that_says_so_and_never_stops(load_model, monkeypatch: pytest.MonkeyPatch):
+    paged: list[object] = []
+    monkeypatch.setattr(recovery, "page_optimizer_state", paged.append)
+    optimizer = SimpleNamespace(is_paged=None)
+    changes: list[PlanChange] = []
+    runner = PlanRunner(
+        load_model(), make_literal_plan(4), lambda plan, free: replace(plan, pages_optimizer=True), changes.append
+    )
+    runner.take_optimizer(optimizer)
+    assert optimizer.is_paged is False
+    attempts = iter([True, False])
+
+    def work() -> int:
+        if next(attempts):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 7
+
+    assert runner.run(work, step=3) == 7
+    assert optimizer.is_paged is True
+    assert paged == [optimizer]
+    assert changes[0].plan.pages_optimizer
 
 
 def test_a_checkpoint_holds_the_plan_it_was_written_under(load_model, tmp_path: Path, break_passes):

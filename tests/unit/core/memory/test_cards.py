@@ -3,7 +3,16 @@
 import pytest
 
 from dsft.core.errors import ConfigError
-from dsft.core.memory.cards import CARDS, H100, RTX_4090, card_of_memory, find_card, recognize_card, workspace_bytes
+from dsft.core.memory.cards import (
+    CARDS,
+    H100,
+    RTX_4090,
+    card_of_device,
+    card_of_memory,
+    find_card,
+    recognize_card,
+    workspace_bytes,
+)
 from dsft.core.units import GIB
 
 MIB = 1024**2
@@ -102,3 +111,30 @@ def test_a_card_given_by_its_memory_keeps_the_4090s_share_for_the_driver() -> No
 )
 def test_cublas_has_a_workspace_for_each_thread(capability: tuple[int, int], mib: float) -> None:
     assert workspace_bytes(capability) == mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("device", "total_mib", "expected"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 40960, "A100 40GB"),
+        ("NVIDIA A100-SXM4-80GB", 81920, "A100 80GB"),
+        ("NVIDIA A100 80GB PCIe", 81920, "A100 80GB"),
+        ("NVIDIA H100 PCIe", 81559, None),
+        ("NVIDIA RTX 6000 Ada Generation", 49140, "RTX 6000 Ada"),
+        ("NVIDIA GeForce RTX 4060 Ti", 16380, "RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 4060 Ti", 8188, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, None),
+        ("NVIDIA GeForce RTX 4090 D", 24564, None),
+        ("NVIDIA GeForce RTX 3080", 12288, None),
+        ("NVIDIA A10G", 23028, None),
+    ],
+)
+def test_the_drivers_names_are_recognized(device: str, total_mib: int, expected: str | None) -> None:
+    card = recognize_card(device, total_mib * 1024**2)
+    assert (card.name if card else None) == expected
+
+
+def test_an_unknown_card_is_scaled_from_one_of_its_kind() -> None:
+    card = card_of_device("NVIDIA H100 NVL half", 40 * 1024**3, (9, 0), 66)
+    assert card.matmul_flops == pytest.approx(989e12 / 2)
+    assert card_of_device("NVIDIA GeForce RTX 4090", 24564 * 1024**2, (8, 9), 128) is RTX_4090

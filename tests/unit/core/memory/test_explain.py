@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from dsft.core.memory.cards import RTX_4090
-from dsft.core.memory.explain import explain_misfit, explain_plan, explain_recompute, micro_batch_size, needed_bytes
+from dsft.core.memory.explain import explain_misfit, explain_plan, explain_recompute, micro_batch_size
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
-from dsft.core.memory.plan import Job, PlannedRun, Workload, assess, make_plan
+from dsft.core.memory.plan import Job, PlannedRun, Workload, assess, make_plan, needed_bytes
 from dsft.core.memory.speed import StepTime
 from dsft.core.units import GIB
 

@@ -23,6 +23,7 @@ from dsft.core.memory.plan import (
     largest_micro_batch,
     make_plan,
     micro_batch_sizes,
+    needed_bytes,
 )
 from dsft.core.units import GIB
 
@@ -83,7 +84,7 @@ def test_the_chosen_plan_fits_whenever_one_does_and_none_that_fits_is_faster() -
             fastest = min(run.time.step_s for run in runs if run.fits and run.plan.micro_batch_size in searched)
             assert chosen.time.step_s <= fastest + 1e-4
         else:
-            assert chosen.memory.least_process_bytes == min(run.memory.least_process_bytes for run in runs)
+            assert needed_bytes(each, chosen.memory) == min(needed_bytes(each, run.memory) for run in runs)
     assert 5 < fitting < len(some_jobs())  # both kinds are there
 
 
@@ -284,6 +285,23 @@ def test_where_nothing_fits_what_is_free_the_smallest_is_tried() -> None:
     after = choose_smaller_plan(each, choose_plan(each).plan, 0)
     assert after is not None
     assert after.memory.least_process_bytes == min(run.memory.least_process_bytes for run in all_runs(each))
+
+
+@pytest.mark.parametrize("is_card_full", [True, False])
+def test_state_that_pages_never_comes_back_in_mid_run(is_card_full: bool) -> None:
+    each = job("full", 60, card=H100, is_card_full=is_card_full)
+    failed = replace(choose_plan(each).plan, pages_optimizer=True)
+    while (smaller := choose_smaller_plan(each, failed, MUCH)) is not None:
+        assert smaller.plan.pages_optimizer
+        failed = smaller.plan
+
+
+def test_on_a_card_with_more_than_the_budget_paging_saves_nothing() -> None:
+    each = job("full", 20, card=H100, is_card_full=False)
+    run = choose_plan(each)
+    while (smaller := choose_smaller_plan(each, run.plan, MUCH)) is not None:
+        assert smaller.memory.most_process_bytes < run.memory.most_process_bytes
+        run = smaller
 
 
 def test_passes_are_counted_as_the_plan_splits() -> None:
