@@ -84,7 +84,9 @@ def _micro_batch(run: _Run) -> str | None:
     if run.is_planned or not run.used_bytes or not run.total_bytes:
         return None
     tokens = run.step_tokens / run.accumulation
-    enough = (ENOUGH_TOKENS_GPU if run.is_gpu else ENOUGH_TOKENS_CPU) / tokens
+    if run.is_gpu:
+        return _planned_micro_batch(run, tokens)
+    enough = ENOUGH_TOKENS_CPU / tokens
     growing_bytes = max(run.used_bytes - run.fixed_bytes, 1)
     fitting = 1 + _USABLE_SHARE * (run.total_bytes - run.used_bytes) / growing_bytes
     divisors = [times for times in range(1, run.accumulation + 1) if run.accumulation % times == 0]
@@ -96,6 +98,17 @@ def _micro_batch(run: _Run) -> str | None:
         f"A micro-batch held about {format_count(tokens)} tokens and the run used {format_gib(run.used_bytes)} of "
         f"{format_gib(run.total_bytes)}: --per-device-train-batch-size {micro_batch_size} "
         f"--gradient-accumulation-steps {accumulation} trains the same batches in fewer, larger passes."
+    )
+
+
+def _planned_micro_batch(run: _Run, tokens: float) -> str | None:
+    if run.accumulation == 1 or 2 * tokens > ENOUGH_TOKENS_GPU or not run.total_bytes or not run.used_bytes:
+        return None
+    if run.used_bytes > _USABLE_SHARE * run.total_bytes:
+        return None
+    return (
+        f"A micro-batch held about {format_count(tokens)} tokens and the run used {format_gib(run.used_bytes)} of "
+        f"{format_gib(run.total_bytes)}: --plan auto trains the same batches in larger passes, as large as fit."
     )
 
 

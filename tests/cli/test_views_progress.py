@@ -14,16 +14,20 @@ from rich.console import Console
 from dsft.cli.output import Output
 from dsft.cli.views.progress import ProgressView, _LinePainter, _LivePainter
 from dsft.cli.views.progress_lines import LineChooser, format_event
+from dsft.core.units import GIB
 from dsft.train.events import (
     CheckpointSaved,
     Event,
     InterruptRequested,
     Notice,
     Phase,
+    PlanChanged,
     PrepareProgress,
     Validated,
 )
 from tests.cli.progress_events import FULL, RUN, make_step
+
+CHANGE = PlanChanged(7, {}, {}, "20 blocks recompute, not 9", "CUDA out of memory.")
 
 # Plain lines
 
@@ -43,6 +47,21 @@ def test_lines_can_be_grepped() -> None:
     assert ": 300 steps, " in format_event(RUN)
     assert ": 1 step, " in format_event(dataclasses.replace(RUN, num_steps=1))
     assert format_event(PrepareProgress(1)) == "1 row tokenized"
+
+
+def test_a_plan_and_its_change_are_told() -> None:
+    planned = dataclasses.replace(
+        RUN, micro_batch_tokens=4096, num_recomputed_blocks=9, num_blocks=32, predicted_memory_bytes=18 * GIB
+    )
+    line = format_event(planned)
+    assert "effective batch 16 in passes of up to 4,096 tokens" in line
+    assert line.endswith("9 of 32 blocks recompute, 18.0 GiB predicted")
+    assert format_event(CHANGE) == (
+        "warning: GPU memory ran out in step 7; it is done again with 20 blocks recompute, not 9"
+    )
+    first = dataclasses.replace(CHANGE, step=0)
+    assert "ran out in the rehearsal of the largest micro-batch" in format_event(first)
+    assert LineChooser().choose(CHANGE, 0.0)
 
 
 def steps_printed(interval_s: float, num_steps: int) -> list[int]:
@@ -137,6 +156,7 @@ def test_a_terminal_gets_the_area_and_notices_above_it(monkeypatch: pytest.Monke
     monkeypatch.setenv("TERM", "xterm-256color")
     written = show([*FULL, Notice("flash-attn is missing", "warning")], Terminal())
     notice, last_area = written.rindex("warning: flash-attn is missing"), written.rindex("╭─")
+    assert "ran out in step 7" in show([*FULL, CHANGE], Terminal())
     assert notice < last_area
     assert "21/300" in written[last_area:]
     assert written.rstrip("\n").endswith("\x1b[?25h")  # the cursor is back

@@ -13,6 +13,7 @@ from dsft.cli.views.ascii import AsciiFallback
 from dsft.cli.views.drawing import count_nouns, draw_bar, draw_sparkline, flow
 from dsft.cli.views.progress_panel import render_progress
 from dsft.cli.views.progress_state import ProgressState, advance, finish, measure_trend
+from dsft.core.units import GIB
 from dsft.train.events import Event, InterruptRequested, Phase, PrepareProgress, Validated
 from tests.cli.progress_events import FULL, RUN, make_step
 
@@ -114,6 +115,14 @@ def test_every_figure_of_the_run_is_shown() -> None:
         "step 20 · results_deepseek/checkpoint-20",
     ):
         assert words in drawn, words
+
+
+def test_the_plan_is_in_the_header() -> None:
+    planned = dataclasses.replace(
+        RUN, micro_batch_tokens=4096, num_recomputed_blocks=9, num_blocks=32, predicted_memory_bytes=18 * GIB
+    )
+    drawn = text(state_after([planned]))
+    assert "batch 16 in passes of up to 4,096 tokens · 9 of 32 blocks recompute · 18.0 GiB predicted" in drawn
 
 
 def test_a_cpu_run_shows_no_gpu_memory() -> None:

@@ -47,6 +47,18 @@ def test_shows_what_was_measured() -> None:
         assert words in drawn, words
 
 
+def test_shows_what_was_predicted_beside_it() -> None:
+    predicted = {
+        "predicted_memory_allocated_bytes": 17 * GIB,
+        "predicted_memory_reserved_bytes": round(18.18 * GIB),
+        "predicted_memory_device_bytes": round(22.77 * GIB),
+    }
+    drawn = squeezed(draw(make_result(**predicted)))
+    words = "17.0 GiB allocated (+0.0 %) · 18.2 GiB reserved (+1.0 %) · 22.8 GiB on the device (-1.0 %)"
+    assert f"predicted {words}" in drawn
+    assert "predicted" not in draw(make_result())
+
+
 def test_one_epoch_is_no_plural() -> None:
     assert "40, 1 epoch\n" in "\n".join(line.rstrip() for line in draw(make_result(num_epochs=1.0)).splitlines())
 
@@ -88,7 +100,7 @@ def test_the_next_command_can_be_pasted_into_a_shell(width: int) -> None:
 
 def test_gives_advice_where_there_is_some_and_else_nothing() -> None:
     short = make_result(train_tok_per_s=2400.0, peak_memory_device_bytes=8 * GIB)
-    assert "--per-device-train-batch-size" in draw(short)
+    assert "--plan auto" in draw(short)
     assert "Faster" in draw(short)
     assert "Faster" not in draw(make_result())
 

@@ -27,16 +27,22 @@ def test_a_full_card_with_full_micro_batches_needs_no_advice() -> None:
     assert suggest_speedup(make_result()) is None
 
 
-def test_free_memory_and_small_micro_batches_call_for_larger_ones_of_the_same_effective_batch() -> None:
-    micro, accumulation = micro_batch_flags(suggest_speedup(make_result(**SHORT_SAMPLES, **FREE)))
-    assert micro > 1
-    assert micro * accumulation == 16
+def test_free_memory_and_small_micro_batches_call_for_the_plan() -> None:
+    literal = {"plan": "off"}
+    advice = suggest_speedup(make_result(literal, **SHORT_SAMPLES, **FREE))
+    assert advice is not None
+    assert "--plan auto" in advice
+    assert "8.0 GiB of 24.0 GiB" in advice
+    full = {"peak_memory_device_bytes": 23 * GIB}
+    assert "--plan" not in (suggest_speedup(make_result(literal, **SHORT_SAMPLES, **full)) or "")
+    planned = make_result(**SHORT_SAMPLES, **FREE, plan={"splits_by_tokens": True})
+    assert "--plan" not in (suggest_speedup(planned) or "")
 
 
 @pytest.mark.parametrize("total_gib", [9, 10, 12, 16, 24, 80])
 @pytest.mark.parametrize("fixed_gib", [5, 7])
 def test_the_larger_micro_batch_fits_whatever_part_of_the_memory_is_fixed(total_gib: int, fixed_gib: int) -> None:
-    result = make_result(**SHORT_SAMPLES, **FREE, memory_total_bytes=total_gib * GIB)
+    result = make_cpu_result(**SHORT_SAMPLES, peak_host_memory_bytes=8 * GIB, memory_total_bytes=total_gib * GIB)
     advice = suggest_speedup(result)
     factor = micro_batch_flags(advice)[0] if advice is not None and "batch-size" in advice else 1
     assert fixed_gib + (8 - fixed_gib) * factor <= total_gib
@@ -49,7 +55,7 @@ def test_micro_batches_that_keep_the_gpu_busy_are_left_alone() -> None:
 
 def test_without_known_memory_no_larger_micro_batch_is_promised() -> None:
     result = make_result(**SHORT_SAMPLES, **FREE, memory_total_bytes=None)
-    assert "batch-size" not in (suggest_speedup(result) or "")
+    assert "--plan" not in (suggest_speedup(result) or "")
 
 
 def test_a_cpu_gets_larger_micro_batches_too_but_no_packing() -> None:
