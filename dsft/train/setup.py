@@ -24,6 +24,7 @@ from dsft.core.models.source import ModelSource, find_model, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
 from dsft.core.paths import cache_dir
 from dsft.core.signals import held_signals
+from dsft.core.units import format_gib
 from dsft.train.events import EventSink, Notice, Phase, PrepareProgress
 
 if TYPE_CHECKING:
@@ -182,19 +183,23 @@ def describe_techniques(setup: RunSetup) -> dict[str, str]:
     config = setup.config
     run_plan = setup.run_plan
     plan, num_blocks = run_plan.plan, run_plan.num_blocks
+    predicted = setup.predict_memory(plan)
+    split = f"{plan.micro_batch_tokens} tokens"
+    if not plan.splits_by_tokens:
+        split = f"{plan.micro_batch_size} sequence{'s' if plan.micro_batch_size > 1 else ''}"
     num_samples, num_sequences = len(setup.data.train), len(setup.sequences)
     return {
         "QLoRA": f"NF4 4-bit weights, double quantization, {setup.precision} compute",
         "LoRA": f"rank {config.lora_r}, alpha {config.lora_alpha:g}, all linear layers of each block",
-        "plan": run_plan.explain(config),
+        "plan": run_plan.explain(config)
+        + (f"; {format_gib(predicted.device_bytes)} predicted on the device" if predicted is not None else ""),
         "gradient checkpointing": f"{plan.num_recomputed} of {num_blocks} blocks recompute their activations"
         if plan.num_recomputed
         else "off: every block keeps its activations",
         "attention": setup.attention.description,
         "optimizer": setup.optimizer_description,
-        "gradient accumulation": f"effective batch {config.effective_batch_size} in micro-batches of up to "
-        + (f"{plan.micro_batch_tokens} tokens" if plan.splits_by_tokens else f"{plan.micro_batch_size} sequences")
-        + ", loss normalised by the target tokens of the whole effective batch",
+        "gradient accumulation": f"effective batch {config.effective_batch_size} in micro-batches of up to {split}, "
+        "loss normalised by the target tokens of the whole effective batch",
         "mixed precision": {
             "bf16": "bf16 compute, float32 LoRA weights",
             "fp16": "fp16 compute with loss scaling, float32 LoRA weights",
