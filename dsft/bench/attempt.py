@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dsft.bench.result import Status
-from dsft.core.errors import DoesNotFitError, DsftError, is_out_of_memory
+from dsft.core.errors import DoesNotFitError, DsftError, ExitCode, is_out_of_memory
 
 Value = TypeVar("Value")
 
@@ -19,10 +19,12 @@ class Failure:
     Attributes:
         status: What kind of failure.
         detail: What was found; holds nothing but text, so that a failed step's tensors can be freed.
+        exit_code: What a process ends with that fails so.
     """
 
     status: Status
     detail: str
+    exit_code: ExitCode = ExitCode.FAILURE
 
     def tell(self, step: int | None = None) -> str:
         """Return the reason for people.
@@ -51,8 +53,8 @@ def attempt(work: Callable[[], Value]) -> Value | Failure:
 def _describe(error: Exception) -> Failure:
     first_line = str(error).strip().partition("\n")[0]
     if is_out_of_memory(error):
-        return Failure("out_of_memory", first_line or type(error).__name__)
+        return Failure("out_of_memory", first_line or type(error).__name__, ExitCode.DOES_NOT_FIT)
     if isinstance(error, DsftError):
         status: Status = "does_not_fit" if isinstance(error, DoesNotFitError) else "failed"
-        return Failure(status, f"{error.found} {error.fix}".strip())
+        return Failure(status, f"{error.found} {error.fix}".strip(), error.exit_code)
     return Failure("failed", f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__)

@@ -20,10 +20,12 @@ class GridEntry:
     Attributes:
         values: Its keys, dashes made underscores, with what is written (numbers are numbers, all else as it stands).
         line: Line it begins in, from 1.
+        lines: Line of each key.
     """
 
     values: dict[str, object]
     line: int
+    lines: dict[str, int]
 
 
 def read_grid(path: Path) -> list[GridEntry]:
@@ -51,8 +53,9 @@ def _compose(path: Path) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}.", "Correct that line.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.", "Correct the file.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if isinstance(error, yaml.YAMLError) else "nested too deeply"
+        raise ConfigError(f"{path}: not valid YAML: {reason}.", "Correct the file.") from error
 
 
 def _read_row(path: Path, node: yaml.Node) -> GridEntry:
@@ -60,14 +63,15 @@ def _read_row(path: Path, node: yaml.Node) -> GridEntry:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path}:{line}: this row is no mapping of settings.", _EXAMPLE)
     values: dict[str, object] = {}
+    lines: dict[str, int] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode) or not isinstance(value_node, yaml.ScalarNode):
             raise ConfigError(f"{path}:{line}: a row holds only `setting: value` pairs.", _EXAMPLE)
         key = key_node.value.replace("-", "_")
+        key_line = int(key_node.start_mark.line) + 1
         if key in values:
-            raise ConfigError(
-                f"{path}:{key_node.start_mark.line + 1}: {key} is already set in this row.", "Remove one."
-            )
+            raise ConfigError(f"{path}:{key_line}: {key} is already set in this row.", "Remove one.")
         is_plain = value_node.style is None and value_node.tag == _PLAIN_TAG
         values[key] = read_scalar(value_node.value) if is_plain else str(value_node.value)
-    return GridEntry(values, line)
+        lines[key] = key_line
+    return GridEntry(values, line, lines)

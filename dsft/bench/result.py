@@ -1,15 +1,12 @@
 """What a bench found: one record for the screen, for --json and for a later --compare."""
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dsft.bench.figures import MemoryFigures, Speed
 from dsft.bench.rows import SetName
-from dsft.core.errors import ConfigError, ExitCode
+from dsft.core.errors import ExitCode
 
 FORMAT = 1
 """Version of the record; docs/bench.md describes it."""
@@ -82,6 +79,7 @@ class RowResult:
         set: "fitted" or "held_out", where the grid says so.
         status: How it ended.
         reason: Why it was not measured; None where it was.
+        exit_code: What a bench of this row alone ends with.
         config: The configuration.
         data: What was trained on.
         precision: Compute type.
@@ -104,6 +102,7 @@ class RowResult:
     name: str
     config: dict[str, Any]
     status: Status
+    exit_code: ExitCode
     set: SetName | None = None
     reason: str | None = None
     data: str | None = None
@@ -180,30 +179,11 @@ class BenchResult:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 if any row was measured, 3 if memory was too small for all, else 1."""
-        statuses = {row.status for row in self.rows}
-        if "done" in statuses:
+        """0 if any row was measured, else the code that all rows share, else 1."""
+        codes = {row.exit_code for row in self.rows}
+        if ExitCode.DONE in codes:
             return ExitCode.DONE
-        return ExitCode.DOES_NOT_FIT if statuses and "failed" not in statuses else ExitCode.FAILURE
-
-
-@dataclass(frozen=True)
-class RowComparison:
-    """A row against the row of the same name in an earlier result, new by old; None where either lacks the figure.
-
-    Attributes:
-        name: The rows' name.
-        tok_per_s: Above 1 is faster.
-        step_s: Below 1 is faster.
-        reserved_bytes: Below 1 is smaller.
-        device_bytes: Below 1 is smaller.
-    """
-
-    name: str
-    tok_per_s: float | None
-    step_s: float | None
-    reserved_bytes: float | None
-    device_bytes: float | None
+        return codes.pop() if len(codes) == 1 else ExitCode.FAILURE
 
 
 def summarize_sets(rows: Sequence[RowResult]) -> dict[str, SetSummary]:
@@ -222,62 +202,3 @@ def summarize_sets(rows: Sequence[RowResult]) -> dict[str, SetSummary]:
                 worst_under_percent={figure: min(0.0, *values) for figure, values in by_figure.items()},
             )
     return summaries
-
-
-def compare_results(result: BenchResult, old: Mapping[str, Any]) -> list[RowComparison]:
-    """Compare rows by name with those of an earlier record; rows that only one of them has are left out."""
-    before = {row["name"]: row for row in old["rows"]}
-    return [_compare_row(asdict(row), before[row.name]) for row in result.rows if row.name in before]
-
-
-def _compare_row(new: Mapping[str, Any], old: Mapping[str, Any]) -> RowComparison:
-    def ratio(*path: str) -> float | None:
-        values: list[Any] = []
-        for record in (new, old):
-            value: Any = record
-            for key in path:
-                value = value.get(key) if value is not None else None
-            values.append(value)
-        return values[0] / values[1] if all(values) else None
-
-    return RowComparison(
-        name=new["name"],
-        tok_per_s=ratio("speed", "tok_per_s"),
-        step_s=ratio("speed", "step_s", "median"),
-        reserved_bytes=ratio("measured", "reserved_bytes"),
-        device_bytes=ratio("measured", "device_bytes"),
-    )
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read what `dsft bench --json` or `--output` wrote.
-
-    Raises:
-        ConfigError: It can't be read, or is no such record.
-    """
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--compare: {path} can't be read: {error}.", "Give a result of dsft bench --json."
-        ) from error
-    rows = record.get("rows") if isinstance(record, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "name" in row for row in rows):
-        raise ConfigError(f"--compare: {path} is no result of dsft bench.", "Give a result of dsft bench --json.")
-    if record.get("format") != FORMAT:
-        raise ConfigError(
-            f"--compare: {path} has format {record.get('format')}, and this version reads {FORMAT}.",
-            "Run the older measurement again.",
-        )
-    return record
-
-
-def write_record(text: str, path: Path) -> None:
-    """Write a record's JSON; the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(f"{text}\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

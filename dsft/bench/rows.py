@@ -110,16 +110,45 @@ def _read_rows(path: Path, preset: str | None, config_file: Path | None, flags: 
 def _make_row(
     path: Path, entry: GridEntry, preset: str | None, config_file: Path | None, flags: Mapping[str, Any]
 ) -> BenchRow:
-    where = f"{path}:{entry.line}"
     own = {key: value for key, value in entry.values.items() if key not in _ROW_KEYS}
     row_set = entry.values.get("set")
     if row_set is not None and row_set not in get_args(SetName):
+        where = f"{path}:{entry.lines['set']}"
         raise ConfigError(f"{where}: set is {row_set}, but must be fitted or held_out.", "Correct the row.")
+    _check_settings(path, entry, own)
     base = entry.values.get("preset", preset)
     try:
         resolved = load_train_config(None if base is None else str(base), config_file, own | dict(flags))
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error.found}", error.fix) from error
+        found = _name_key(error.found, {key: value for key, value in own.items() if key not in flags})
+        raise ConfigError(f"{path}:{entry.line}: {found}", error.fix) from error
     described = ", ".join(f"{key} {value}" for key, value in own.items())
     name = entry.values.get("name") or ", ".join(filter(None, (str(base or ""), described))) or "defaults"
     return BenchRow(str(name), resolved, cast("SetName | None", row_set))
+
+
+def _check_settings(path: Path, entry: GridEntry, own: Mapping[str, object]) -> None:
+    """Refuse a row's settings that are wrong by themselves, all of them at once, each with its line."""
+    problems = []
+    for key, value in own.items():
+        try:
+            load_train_config(flags={key: value})
+        except ConfigError as error:
+            problems.append(
+                ConfigError(f"{path}:{entry.lines[key]}: {_name_key(error.found, {key: value})}", error.fix)
+            )
+    if len(problems) > 1:
+        lines = "\n".join(f"  {problem.found}" for problem in problems)
+        raise ConfigError(f"{len(problems)} settings are wrong:\n{lines}", problems[0].fix)
+    if problems:
+        raise problems[0]
+
+
+def _name_key(found: str, own: Mapping[str, object]) -> str:
+    """Return what was found with the key where it begins with the flag that the key would be on the command line."""
+    for key, value in own.items():
+        flag = ("--no-" if value is False else "--") + key.replace("_", "-")
+        rest = found.removeprefix(flag)
+        if rest != found and rest[:1] in (" ", ":"):
+            return key + rest
+    return found

@@ -16,6 +16,7 @@ from dsft.bench.plain import load_plain, measure_plain
 from dsft.bench.result import BaselineResult, BenchResult, DeviceFigures, RowResult, TimeShares, summarize_sets
 from dsft.bench.rows import BenchRow
 from dsft.bench.setup import RowSetup, prepare_row
+from dsft.core.errors import ExitCode
 from dsft.core.memory.model_shape import ModelShape
 from dsft.core.models.device import resolve_device, torch_dtype
 from dsft.core.models.load import load_quantized
@@ -155,6 +156,7 @@ class Session:
         return replace(
             begun,
             status="done",
+            exit_code=ExitCode.DONE,
             speed=speed,
             predicted=predicted,
             measured=measured,
@@ -258,7 +260,8 @@ class Session:
 
     def _begin(self, index: int) -> RowResult:
         row, setup = self._rows[index], self._setups.get(index)
-        result = RowResult(row.name, row.config.model_dump(), "failed", set=row.set, notices=self._remarks)
+        config = row.config.model_dump()
+        result = RowResult(row.name, config, "failed", ExitCode.FAILURE, set=row.set, notices=self._remarks)
         if setup is None:
             return result
         return replace(
@@ -270,7 +273,8 @@ class Session:
         )
 
     def _fail(self, index: int, failure: Failure, step: int | None = None) -> None:
-        self._add(index, replace(self._begin(index), status=failure.status, reason=failure.tell(step)))
+        reason, code = failure.tell(step), failure.exit_code
+        self._add(index, replace(self._begin(index), status=failure.status, reason=reason, exit_code=code))
         self._sink.on_row(self._get(index))
 
     def _note(self, index: int, notice: str) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _PANEL = "Bench"
 
+_MOST_STEPS = 10_000
+
 _REFRESHES_PER_S = 2
 """Drawing takes time from the thread that launches kernels."""
 
@@ -34,9 +36,11 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="YAML list of configurations, run one by one.", rich_help_panel=_PANEL),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps measured.", rich_help_panel=_PANEL)] = 10,
+    steps: Annotated[
+        int, typer.Option(min=1, max=_MOST_STEPS, metavar="N", help="Steps measured.", rich_help_panel=_PANEL)
+    ] = 10,
     warmup_steps: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Steps run before those.", rich_help_panel=_PANEL)
+        int, typer.Option(min=0, max=_MOST_STEPS, metavar="N", help="Steps run before those.", rich_help_panel=_PANEL)
     ] = 2,
     ceiling_seconds: Annotated[
         float,
@@ -80,12 +84,15 @@ def bench(
     is_quiet: QuietOption = False,
 ) -> None:
     """Measure the speed and memory of configurations."""
+    from dsft.bench.comparison import read_record
     from dsft.bench.options import BenchOptions
-    from dsft.bench.result import read_record
+    from dsft.bench.result_file import check_output
 
+    if use_markdown and use_json:
+        raise ConfigError("--markdown and --json both say how the result is written.", "Give one of them.")
     old = read_record(compare) if compare is not None else None
-    if output_file is not None and not output_file.absolute().parent.is_dir():
-        raise ConfigError(f"--output: there is no folder {output_file.parent}.", "Make it, or name another file.")
+    if output_file is not None:
+        check_output(output_file)
     output = Output(use_json=use_json, is_quiet=is_quiet)
     rows = _choose_rows(preset, config, flags, grid, output)
     options = BenchOptions(
@@ -119,7 +126,7 @@ def _choose_rows(
     if is_choice(preset, config, flags, grid):
         return choose_rows(preset, config, flags, grid, has_gpu=True)
     has_gpu = flags.get("device") != "cpu" and find_gpu()
-    if not has_gpu:
+    if not has_gpu and flags.get("device") != "cuda":
         output.note("Without a GPU there is the tiny preset to measure, on the CPU.")
     return choose_rows(preset, config, flags, grid, has_gpu=has_gpu)
 
@@ -139,18 +146,26 @@ class _ResultWriter:
         self._file = file
         self._use_markdown = use_markdown
         self._result: BenchResult | None = None
+        self._is_written = True
 
     def take(self, result: "BenchResult") -> None:
-        """Take the result so far."""
-        from dsft.bench.result import write_record
+        """Take the result so far; a file that can't be written is warned of, once until it can be again."""
+        from dsft.bench.result_file import write_record
 
         self._result = result
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             write_record(to_json(self._record(result)), self._file)
+            self._is_written = True
+        except OSError as error:
+            if self._is_written:
+                self._output.warn(f"--output: {self._file} can't be written: {error.strerror}.")
+            self._is_written = False
 
     def finish(self) -> ExitCode:
-        """Show the result, and return the exit code it stands for."""
-        from dsft.bench.result import compare_results
+        """Show the result, and return the exit code it stands for; a file that lacks it is a failure."""
+        from dsft.bench.comparison import compare_results
         from dsft.cli.views.bench import format_markdown, render_bench
 
         result = self._result
@@ -160,12 +175,14 @@ class _ResultWriter:
         if self._use_markdown:
             self._output.write(format_markdown(result, comparisons))
         else:
-            self._output.show(render_bench(result, comparisons))
+            self._output.answer(render_bench(result, comparisons))
         self._output.emit(self._record(result))
+        if result.exit_code == ExitCode.DONE and not self._is_written:
+            return ExitCode.FAILURE
         return result.exit_code
 
     def _record(self, result: "BenchResult") -> dict[str, Any]:
-        from dsft.bench.result import compare_results
+        from dsft.bench.comparison import compare_results
 
         record = asdict(result)
         if self._old is not None:

@@ -67,6 +67,11 @@ class Output:
         if self.mode is Mode.HUMAN:
             self.stdout.print(renderable, crop=False)
 
+    def answer(self, renderable: RenderableType) -> None:
+        """Draw what was asked for, quietly too: it is the data; not in JSON mode, where `emit` carries it."""
+        if self.mode is not Mode.JSON:
+            self.stdout.print(renderable, crop=False)
+
     def emit(self, record: Mapping[str, Any]) -> None:
         """Write one JSON object on a line of its own; nothing in the other modes."""
         if self.mode is Mode.JSON:

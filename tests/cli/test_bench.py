@@ -15,8 +15,9 @@ from dsft.bench.result import BenchResult, DeviceFigures, RowResult
 from dsft.bench.rows import BenchRow
 from dsft.cli.app import main
 from dsft.cli.errors import Terminated
+from dsft.core.errors import ExitCode
 
-ROW = RowResult("one", {}, "done", speed=measure_speed([StepFigures(1.0, 100, 50, 100, 1)]))
+ROW = RowResult("one", {}, "done", ExitCode.DONE, speed=measure_speed([StepFigures(1.0, 100, 50, 100, 1)]))
 
 
 def make_result(*rows: RowResult, num_rows: int = 1) -> BenchResult:
@@ -97,7 +98,8 @@ def test_the_file_holds_what_json_shows(bench: FakeBench, tmp_path: Path, capsys
 
 def test_an_earlier_result_is_compared(bench: FakeBench, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "--output", "old.json", "--quiet"]) == 0
-    faster = RowResult("one", {}, "done", speed=measure_speed([StepFigures(0.5, 100, 50, 100, 1)]))
+    capsys.readouterr()
+    faster = RowResult("one", {}, "done", ExitCode.DONE, speed=measure_speed([StepFigures(0.5, 100, 50, 100, 1)]))
     bench.behave = lambda sink: sink.on_result(make_result(faster))
     assert main(["bench", "--compare", "old.json", "--json"]) == 0
     [ratio] = json.loads(capsys.readouterr().out)["comparisons"]
@@ -111,11 +113,54 @@ def test_markdown_goes_to_stdout_even_quietly(bench: FakeBench, capsys: pytest.C
     assert captured.err == ""
 
 
-@pytest.mark.parametrize(("status", "code"), [("does_not_fit", 3), ("out_of_memory", 3), ("failed", 1)])
-def test_a_bench_without_any_measured_row_ends_with_its_code(bench: FakeBench, status, code: int, capsys) -> None:
-    bench.behave = lambda sink: sink.on_result(make_result(RowResult("one", {}, status, reason="because")))
+@pytest.mark.parametrize("code", [1, 2, 3, 5])
+def test_a_bench_without_any_measured_row_ends_with_its_code(bench: FakeBench, code: int, capsys) -> None:
+    row = RowResult("one", {}, "failed", ExitCode(code), reason="because")
+    bench.behave = lambda sink: sink.on_result(make_result(row))
     assert main(["bench", "--preset", "tiny"]) == code
     assert "one: because" in capsys.readouterr().out
+
+
+def test_the_table_is_the_data_and_quietly_all_there_is(bench: FakeBench, capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench"]) == 0
+    table = capsys.readouterr().out
+    assert "one" in table
+    assert main(["bench", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == (table, "")
+
+
+def test_a_file_that_can_not_be_written_later_is_warned_of_and_the_table_is_shown(
+    bench: FakeBench, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def behave(sink: BenchSink) -> None:
+        folder.rmdir()
+        sink.on_result(make_result(ROW))
+        sink.on_result(make_result(ROW))
+
+    bench.behave = behave
+    assert main(["bench", "--preset", "tiny", "--output", "out/x.json", "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert "one" in captured.out
+    assert captured.err == "warning: --output: out/x.json can't be written: No such file or directory.\n"
+
+
+def test_a_file_that_can_be_written_again_holds_the_result(bench: FakeBench, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def behave(sink: BenchSink) -> None:
+        folder.rmdir()
+        sink.on_result(make_result())
+        folder.mkdir()
+        sink.on_result(make_result(ROW))
+
+    bench.behave = behave
+    assert main(["bench", "--preset", "tiny", "--output", "out/x.json", "--quiet"]) == 0
+    assert len(json.loads((folder / "x.json").read_text(encoding="utf-8"))["rows"]) == 1
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
@@ -147,12 +192,20 @@ def test_stopped_before_the_first_row_there_is_nothing_to_show(bench: FakeBench,
         (["--lora-r", "0"], "--lora-r is 0"),
         (["--grid", "none.yaml"], "can't read the grid"),
         (["--compare", "none.json"], "--compare: none.json can't be read"),
+        (["--compare", "broken.json"], "--compare: broken.json: speed holds no figures in the row 'tiny'"),
+        (["--output", "."], "--output: . is a folder"),
+        (["--markdown", "--json"], "--markdown and --json both"),
         (["--output", "nowhere/out.json"], "there is no folder nowhere"),
         (["--steps", "0"], "--steps"),
+        (["--steps", "10001"], "--steps"),
+        (["--warmup-steps", "10001"], "--warmup-steps"),
         (["--baseline", "other"], "--baseline"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_runs(bench: FakeBench, args: list[str], words: str, capsys) -> None:
+def test_what_is_wrong_is_told_before_anything_runs(
+    bench: FakeBench, tmp_path: Path, args: list[str], words: str, capsys
+) -> None:
+    (tmp_path / "broken.json").write_text('{"format": 1, "rows": [{"name": "tiny", "speed": 5}]}', encoding="utf-8")
     assert main(["bench", *args]) == 2
     assert words in capsys.readouterr().err
     assert bench.rows == []

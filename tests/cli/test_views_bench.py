@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from dsft.bench.comparison import RowComparison
 from dsft.bench.figures import MemoryFigures, StepFigures, measure_speed
 from dsft.bench.options import Progress
 from dsft.bench.result import (
@@ -13,13 +14,13 @@ from dsft.bench.result import (
     BenchResult,
     DeviceFigures,
     PlanFigures,
-    RowComparison,
     RowResult,
     SetSummary,
     TimeShares,
 )
 from dsft.cli.output import Output
 from dsft.cli.views.bench import describe_progress, describe_row, format_markdown, render_bench
+from dsft.core.errors import ExitCode
 from dsft.core.units import GIB
 
 PLAN = PlanFigures(4, 4096, True, 9, 32, True, True)
@@ -28,6 +29,7 @@ ROW = RowResult(
     "balanced",
     {},
     "done",
+    ExitCode.DONE,
     set="held_out",
     data="random tokens",
     precision="bf16",
@@ -45,7 +47,14 @@ ROW = RowResult(
     time=TimeShares({"matrix products": 0.6, "attention": 0.1, "GPU idle": 0.3}, "kernels"),
     baseline=BaselineResult("done", speed=measure_speed([StepFigures(10.0, 16384, 16368, 18000, 16)]), speedup=6.25),
 )
-FAILED = RowResult("quality", {}, "does_not_fit", reason="does not fit: needs 30.0 GiB of 23.5 GiB", plan=PLAN)
+FAILED = RowResult(
+    "quality",
+    {},
+    "does_not_fit",
+    ExitCode.DOES_NOT_FIT,
+    reason="does not fit: needs 30.0 GiB of 23.5 GiB",
+    plan=PLAN,
+)
 
 
 def make_result(*rows: RowResult, **changes: object) -> BenchResult:

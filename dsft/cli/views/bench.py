@@ -6,9 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dsft.bench.comparison import RowComparison
 from dsft.bench.figures import Speed
 from dsft.bench.options import Progress
-from dsft.bench.result import BenchResult, PlanFigures, RowComparison, RowResult
+from dsft.bench.result import BenchResult, PlanFigures, RowResult
 from dsft.cli.views.ascii import AsciiFallback
 from dsft.cli.views.drawing import count_nouns, format_step_time
 from dsft.core.units import GIB, format_count, format_duration, format_gib

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dsft.bench.attempt import Failure, attempt
-from dsft.core.errors import DoesNotFitError, ModelError
+from dsft.core.errors import DoesNotFitError, ExitCode, ModelError, NoGpuError
 
 
 def failing(error: BaseException):
@@ -38,6 +38,22 @@ def test_a_failure_says_what_and_where(error: Exception, told: str) -> None:
     failure = attempt(failing(error))
     assert isinstance(failure, Failure)
     assert failure.tell(2) == told
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ModelError("There is no model x."), ExitCode.WRONG_INPUT),
+        (NoGpuError("There is no GPU."), ExitCode.NO_GPU),
+        (DoesNotFitError("too large"), ExitCode.DOES_NOT_FIT),
+        (torch.OutOfMemoryError("CUDA out of memory"), ExitCode.DOES_NOT_FIT),
+        (ValueError("odd"), ExitCode.FAILURE),
+    ],
+)
+def test_a_failure_keeps_the_exit_code_of_its_error(error: Exception, code: ExitCode) -> None:
+    failure = attempt(failing(error))
+    assert isinstance(failure, Failure)
+    assert failure.exit_code == code
 
 
 def test_before_the_first_step_is_said_so() -> None:

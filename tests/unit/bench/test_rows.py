@@ -81,9 +81,15 @@ def test_flags_override_every_row_and_a_preset_is_the_base_of_rows_without_one(t
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- {lora_r: 0}\n", "grid.yaml:1: --lora-r is 0"),
-        ("- {preset: tiny}\n- {lora_rank: 3}\n", "grid.yaml:2: --lora-rank is no setting"),
-        ("- {set: other}\n", "must be fitted or held_out"),
+        ("- {lora_r: 0}\n", "grid.yaml:1: lora_r is 0"),
+        ("- {preset: tiny}\n- {lora_rank: 3}\n", "grid.yaml:2: lora_rank is no setting"),
+        ("- {vram: 1,5}\n", "grid.yaml:1: 5 is no setting"),
+        ("- preset: tiny\n  packing: no\n  max-length: 3\n", "grid.yaml:2: packing is no, but must be true or false"),
+        ("- preset: tiny\n  packing: no\n  max-length: 3\n", "grid.yaml:3: max_length is 3"),
+        ("- {lora_r: false}\n", "grid.yaml:1: lora_r is False"),
+        ("- {preset: balanced, keep: best, validation_split: 0}\n", "grid.yaml:1: keep: best needs a validation loss"),
+        ("[" * 3000, "nested too deeply"),
+        ("- lora_r: 8\n  set: other\n", "grid.yaml:2: set is other, but must be fitted or held_out"),
         ("- {preset: tiny}\n- {preset: tiny}\n", "several rows are called 'tiny'"),
         ("", "this file holds none"),
         ("lora_r: 3\n", "this file holds none"),
@@ -97,6 +103,11 @@ def test_a_wrong_grid_is_told_with_its_line(tmp_path: Path, text: str, words: st
     with pytest.raises(ConfigError) as caught:
         choose(grid=write(tmp_path, text))
     assert words in caught.value.found
+
+
+def test_a_wrong_flag_beside_a_grid_is_told_as_a_flag(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--lora-r is 0"):
+        choose(flags={"lora_r": "0"}, grid=write(tmp_path, "- {lora_r: 8}\n"))
 
 
 def test_a_grid_that_is_not_there_is_told(tmp_path: Path) -> None:

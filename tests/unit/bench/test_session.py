@@ -176,6 +176,7 @@ def test_a_row_whose_model_is_missing_does_not_stop_the_others() -> None:
     assert gone.status == "failed"
     assert gone.reason is not None and gone.reason.startswith("failed: There is no model folder ./nowhere.")
     assert there.status == "done"
+    assert (gone.exit_code, there.exit_code) == (ExitCode.WRONG_INPUT, ExitCode.DONE)
 
 
 def test_a_model_that_can_not_be_loaded_fails_all_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
