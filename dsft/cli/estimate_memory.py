@@ -1,5 +1,6 @@
 """`dsft estimate-memory`: settings and a card in, a table of presets or one configuration taken apart out."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _LONGEST = "auto"
 
 
-@takes_settings
+@partial(takes_settings, also={"max_length": f"Or {_LONGEST}: the longest that fits."})
 def estimate_memory(
     flags: dict[str, Any],
     *,
@@ -47,11 +48,13 @@ def estimate_memory(
     from dsft.estimate_memory.run import break_down, compare_presets
 
     output = Output(use_json=use_json, is_quiet=is_quiet)
-    asks_longest = flags.get("max_length") == _LONGEST
+    asks_longest = str(flags.get("max_length")).lower() == _LONGEST
     settings = {name: value for name, value in flags.items() if not (name == "max_length" and asks_longest)}
     resolved = load_train_config(preset, config, settings)
-    if gpu is not None and "vram" in flags:
-        raise ConfigError("--vram and --gpu both say which card to plan for.", "Give one of them.")
+    if gpu is not None and resolved.config.vram is not None:
+        origin = resolved.origins["vram"]
+        setting = origin if origin == "--vram" else f"{origin}: vram"
+        raise ConfigError(f"{setting} and --gpu both say which card to plan for.", "Give one of them.")
     budget = choose_budget(resolved.config.vram, gpu)
     if preset is None and config is None and flags.keys() <= {"vram"}:
         _show_comparison(compare_presets(budget), output, use_fit=use_fit)
@@ -64,10 +67,10 @@ def _show_comparison(result: "Comparison", output: Output, *, use_fit: bool) -> 
     from dsft.estimate_memory.fit import check_presets
     from dsft.estimate_memory.record import record_comparison
 
-    if output.mode is Mode.HUMAN:
+    if output.mode is not Mode.JSON:
         from dsft.cli.views.estimate import render_comparison
 
-        output.show(render_comparison(result))
+        output.answer(render_comparison(result))
     output.emit(record_comparison(result))
     if use_fit:
         check_presets(result)
@@ -77,10 +80,10 @@ def _show_breakdown(result: "Breakdown", output: Output, *, use_fit: bool) -> No
     from dsft.estimate_memory.fit import check_configuration
     from dsft.estimate_memory.record import record_breakdown
 
-    if output.mode is Mode.HUMAN:
+    if output.mode is not Mode.JSON:
         from dsft.cli.views.breakdown import render_breakdown
 
-        output.show(render_breakdown(result, has_remedies=not use_fit))
+        output.answer(render_breakdown(result, has_remedies=not use_fit))
     output.emit(record_breakdown(result))
     if use_fit:
         check_configuration(result)

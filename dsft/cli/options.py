@@ -1,7 +1,7 @@
 """Options that several commands share, and the options made of the configuration's settings."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,12 +50,16 @@ ConfigOption = Annotated[
 ]
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+def takes_settings(command: Callable[..., None], *, also: Mapping[str, str] | None = None) -> Callable[..., None]:
     """Give a command one option for each setting of the training configuration.
 
     The settings the user has written on the command line reach the command as its first argument, a dict by
     field name. Their values are the texts as written (a bool for --x/--no-x): the schema judges them, so that all
     that is wrong is told at once.
+
+    Args:
+        command: The command.
+        also: By field name, what this command's help says beyond the setting's own.
     """
     from dsft.core.config.describe import describe_settings
 
@@ -69,19 +73,20 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         command(given, **{parameter.name: values[parameter.name] for parameter in own})
 
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [context, *own, *(_make_parameter(setting) for setting in settings.values())]
+    more = also or {}
+    parameters = [context, *own, *(_make_parameter(each, more.get(name, "")) for name, each in settings.items())]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads this
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
 
 
-def _make_parameter(setting: "Setting") -> inspect.Parameter:
+def _make_parameter(setting: "Setting", more_help: str) -> inspect.Parameter:
     from dsft.core.config.describe import format_value
 
     kind, default = (bool, setting.default) if setting.kind == "bool" else (str, format_value(setting.default) or None)
     option = typer.Option(
         f"{setting.flag}/--no-{setting.flag.removeprefix('--')}" if setting.kind == "bool" else setting.flag,
-        help=setting.help,
+        help=f"{setting.help} {more_help}".strip(),
         metavar=None if setting.kind == "bool" else _metavar(setting),
         autocompletion=_completer(setting.choices) if setting.choices else None,
         show_default=default is not None,

@@ -1,12 +1,12 @@
 """`--fit`: an estimate as an answer, yes or an error that says what would help."""
 
+from collections.abc import Sequence
+
 from dsft.core.errors import DoesNotFitError
 from dsft.core.memory.explain import explain_misfit
-from dsft.core.memory.remedies import find_remedies, list_remedies
+from dsft.core.memory.remedies import Remedy, find_remedies, least_budget_bytes, list_remedies
 from dsft.core.units import format_gib
 from dsft.estimate_memory.result import Breakdown, Comparison
-
-_NOTHING = "no change of the settings"
 
 
 def check_presets(result: Comparison) -> None:
@@ -23,8 +23,8 @@ def check_presets(result: Comparison) -> None:
     )
     fixes = []
     for preset in misfits:
-        enough = list_remedies(find_remedies(preset.planned.job, preset.planned.fixed)) or _NOTHING
-        fixes.append(f"For {preset.name} enough would be {enough}.")
+        job, fixed = preset.planned.job, preset.planned.fixed
+        fixes.append(_list_ways(find_remedies(job, fixed), least_budget_bytes(job, fixed), preset.name))
     raise DoesNotFitError(f"{found}.", " ".join(fixes))
 
 
@@ -37,8 +37,17 @@ def check_configuration(result: Breakdown) -> None:
     planned = result.planned
     if planned.chosen.fits:
         return
-    needs = format_gib(result.least_budget_bytes)
     raise DoesNotFitError(
         f"The run {explain_misfit(planned.job, planned.chosen)}.",
-        f"Enough would be {list_remedies(result.remedies) or _NOTHING}; or a card with {needs} free.",
+        _list_ways(result.remedies, result.least_budget_bytes),
     )
+
+
+def _list_ways(remedies: Sequence[Remedy], card_bytes: int, preset: str | None = None) -> str:
+    """Return the sentence that says what would help, of which preset where there are several."""
+    enough, card = list_remedies(remedies), f"a card with {format_gib(card_bytes)} free"
+    if not enough:
+        start = "No" if preset is None else f"For {preset} no"
+        return f"{start} change of the settings is enough; it takes {card}."
+    start = "Enough" if preset is None else f"Enough for {preset}"
+    return f"{start} would be {enough}, or {card}."

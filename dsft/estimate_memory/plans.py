@@ -32,6 +32,11 @@ class Planned:
         return self.job.workload.mean_step_tokens / self.chosen.time.step_s
 
     @property
+    def gives_way(self) -> bool:
+        """Whether it fits only because paged state, which takes what room there is, leaves where it is in the way."""
+        return self.chosen.fits and self.chosen.memory.process_bytes > self.job.allowed_bytes
+
+    @property
     def speed_up(self) -> float:
         """How many times faster the plan is than the settings as written."""
         return self.literal.time.step_s / self.chosen.time.step_s

@@ -4,9 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dsft.core.config.schema import TrainConfig
-from dsft.core.memory.explain import micro_batch_size, needed_bytes
+from dsft.core.memory.explain import micro_batch_size
 from dsft.core.memory.generation import GenerationMemory
-from dsft.core.memory.plan import MARGIN_SHARE, Job, PlannedRun
+from dsft.core.memory.plan import MARGIN_SHARE, Job, PlannedRun, needed_bytes
 from dsft.core.memory.training import Term
 from dsft.estimate_memory.budget import Budget
 from dsft.estimate_memory.plans import Planned

@@ -91,10 +91,13 @@ def test_a_setting_makes_it_a_breakdown(capsys: pytest.CaptureFixture[str], tmp_
         assert term["name"] in text
 
 
-def test_the_memory_of_a_file_gives_way_to_a_card_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "my.yaml").write_text("vram: 12\n", encoding="utf-8")
+def test_the_memory_of_a_file_and_a_card_by_name_contradict_each_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "my.yaml").write_text("lora_r: 8\nvram: 12\n", encoding="utf-8")
     assert read_json(capsys, "--config", "my.yaml")["budget"]["origin"] == "vram"
-    assert read_json(capsys, "--config", "my.yaml", "--gpu", "A10")["budget"]["card"] == "A10"
+    assert main(["estimate-memory", "--config", "my.yaml", "--gpu", "A10"]) == 2
+    assert "my.yaml:2: vram and --gpu both say which card to plan for." in capsys.readouterr().err
 
 
 def test_execution_settings_are_honoured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +106,29 @@ def test_execution_settings_are_honoured(capsys: pytest.CaptureFixture[str]) -> 
     record = read_json(capsys, "--plan", "off")
     assert record["plan"] == record["as_written"]
     assert record["plan"]["recomputed_blocks"] == 32
+
+
+def test_the_table_is_the_data_and_quietly_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in ([], ["--preset", "balanced"]):
+        assert main(["estimate-memory", *args]) == 0
+        table = capsys.readouterr().out
+        assert "GiB" in table
+        assert main(["estimate-memory", "--quiet", *args]) == 0
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == (table, "")
+
+
+@pytest.mark.parametrize("word", ["auto", "AUTO", "Auto"])
+def test_auto_is_taken_however_it_is_written(capsys: pytest.CaptureFixture[str], word: str) -> None:
+    assert read_json(capsys, "--max-length", word, "--vram", "8")["is_longest_length"]
+
+
+def test_help_says_that_the_length_can_be_auto(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate-memory", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "Longest sequence in tokens. Or auto: the longest that fits." in words
+    assert main(["train", "--help"]) == 0
+    assert "Or auto" not in capsys.readouterr().out
 
 
 def test_the_longest_length_is_found(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +162,6 @@ def test_a_local_model_s_config_is_enough(capsys: pytest.CaptureFixture[str], tm
 def test_fit_answers_with_the_exit_code(capsys: pytest.CaptureFixture[str], args: list[str], code: int) -> None:
     assert main(["estimate-memory", "--quiet", *args]) == code
     captured = capsys.readouterr()
-    assert captured.out == ""
     lines = captured.err.splitlines()
     assert [line.partition(":")[0] for line in lines] == (["error", "hint"] if code else [])
 
@@ -146,8 +171,8 @@ def test_a_refused_fit_says_by_how_much_and_what_would_do(capsys: pytest.Capture
     assert main(["estimate-memory", *args, "--json"]) == 3
     captured = capsys.readouterr()
     estimate, told = (json.loads(line) for line in captured.out.splitlines())
-    lacking = (estimate["plan"]["needed_bytes"] - estimate["allowed_bytes"]) / GIB
-    assert f"{lacking:.1f} GiB more than" in told["error"]["found"]
+    needed, allowed = (round(size / GIB, 1) for size in (estimate["plan"]["needed_bytes"], estimate["allowed_bytes"]))
+    assert f"needs {needed} GiB, {needed - allowed:.1f} GiB more than the {allowed} GiB" in told["error"]["found"]
     first = next(remedy for remedy in estimate["remedies"] if remedy["fits"])
     assert first["change"].startswith("--recompute-blocks")
     assert f"Enough would be {first['change']} (saves {first['saved_bytes'] / GIB:.1f} GiB)" in told["error"]["fix"]
@@ -158,6 +183,7 @@ def test_a_refused_fit_says_by_how_much_and_what_would_do(capsys: pytest.Capture
     [
         (["--vram", "0"], "--vram is 0"),
         (["--vram", "much"], "--vram is much"),
+        (["--vram", "1e308"], "--vram is 1e308, but must be a number above 0 and at most 4096"),
         (["--vram", "8", "--gpu", "A10"], "--vram and --gpu both"),
         (["--gpu", "Voodoo 2"], "'Voodoo 2' is no card"),
         (["--max-length", "automatic"], "--max-length is automatic"),
@@ -165,6 +191,8 @@ def test_a_refused_fit_says_by_how_much_and_what_would_do(capsys: pytest.Capture
         (["--preset", "quallity"], "no preset 'quallity'"),
         (["--model-name", "./nowhere"], "no model folder ./nowhere"),
         (["--model-name", "./gemma"], "family gemma"),
+        (["--model-name", "./odd"], "model_type must be text, and is ['llama']"),
+        (["--model-name", "./endless"], "num_hidden_layers is more than 1,000"),
         (["--max-length", "20000"], "20000 is more than the 16384 positions"),
         (["--gpu", "T4", "--precision", "bf16"], "T4 has no bfloat16"),
     ],
@@ -173,6 +201,8 @@ def test_wrong_input_is_told_in_a_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, args: list[str], found: str
 ) -> None:
     write_model(tmp_path / "gemma", model_type="gemma")
+    write_model(tmp_path / "odd", model_type=["llama"])
+    write_model(tmp_path / "endless", num_hidden_layers=10**12)
     assert main(["estimate-memory", *args]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from dsft.cli.views.breakdown import render_breakdown
-from dsft.cli.views.estimate import describe_split, render_comparison
+from dsft.cli.views.estimate import GIVES_WAY_NOTE, describe_split, render_comparison
 from dsft.core.memory.cards import H100, RTX_4090, card_of_memory
 from dsft.core.units import GIB
 from dsft.estimate_memory.budget import Budget
@@ -61,6 +61,27 @@ def test_what_does_not_fit_is_marked_without_colour() -> None:
     lines = draw(render_comparison(compare_presets(Budget(card_of_memory(4), "vram"))), 80)
     (row,) = (line for line in lines if line.startswith("fits "))
     assert row.split()[1:] == ["no", "no", "no"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_fits_only_because_its_paged_state_leaves_has_a_footnote(width: int) -> None:
+    six_gib = Budget(card_of_memory(6), "vram")
+    result = compare_presets(six_gib)
+    planned = result.presets[0].planned
+    assert planned.chosen.memory.least_process_bytes <= planned.job.allowed_bytes < planned.chosen.memory.process_bytes
+    lines = draw(render_comparison(result), width)
+    (row,) = (line for line in lines if line.startswith("fits "))
+    assert row.split()[1:] == ["yes*", "no", "no"]
+    assert f"* {GIVES_WAY_NOTE}" in words(lines)
+    text = words(draw(render_breakdown(break_down(result.presets[0].config, six_gib)), width))
+    needed, allowed = (size / GIB for size in (planned.chosen.memory.least_process_bytes, planned.job.allowed_bytes))
+    assert f"fits yes*, {needed:.1f} GiB of {allowed:.1f} GiB without its paged state" in text
+    assert f"* {GIVES_WAY_NOTE}" in text
+
+
+def test_what_has_room_for_its_paged_state_has_no_footnote() -> None:
+    for renderable in (render_comparison(compare_presets(BUDGET)), render_breakdown(break_down(configure(), BUDGET))):
+        assert "*" not in words(draw(renderable, 100))
 
 
 @pytest.mark.parametrize("width", WIDTHS)

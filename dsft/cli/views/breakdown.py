@@ -10,8 +10,16 @@ from rich.text import Text
 
 from dsft.cli.views.ascii import AsciiFallback
 from dsft.cli.views.drawing import draw_bar
-from dsft.cli.views.estimate import describe_optimizer, describe_recomputed, describe_split, render_head
+from dsft.cli.views.estimate import (
+    GIVES_WAY_NOTE,
+    describe_fit,
+    describe_optimizer,
+    describe_recomputed,
+    describe_split,
+    render_head,
+)
 from dsft.core.memory.cards import MIB
+from dsft.core.memory.plan import needed_bytes
 from dsft.core.memory.remedies import Remedy
 from dsft.core.memory.training import Term
 from dsft.core.units import GIB, format_count, format_gib
@@ -118,12 +126,15 @@ def _render_totals(result: Breakdown) -> RenderableType:
     ]
     if memory.paged_out_bytes:
         rows.append(("in host memory", f"{format_gib(memory.paged_out_bytes)} of the optimizer state, in each step"))
-    free = job.allowed_bytes - memory.process_bytes
-    if result.planned.chosen.fits:
-        left = f"{format_gib(free)} left" if free >= 0 else "the paged state makes room"
-        rows.append(("fits", f"yes, within {format_gib(job.allowed_bytes)}: {left}"))
+    allowed, free = format_gib(job.allowed_bytes), job.allowed_bytes - memory.process_bytes
+    fit = describe_fit(result.planned)
+    if not result.planned.chosen.fits:
+        rows.append(("fits", f"{fit}, {allowed} may be taken"))
+    elif result.planned.gives_way:
+        rows.append(("fits", f"{fit}, {format_gib(needed_bytes(job, memory))} of {allowed} without its paged state"))
+        rows.append(("", f"* {GIVES_WAY_NOTE}"))
     else:
-        rows.append(("fits", f"no, {format_gib(job.allowed_bytes)} may be taken"))
+        rows.append(("fits", f"{fit}, within {allowed}: {format_gib(free)} left"))
     return _section("In all, at the peak", _pairs(rows))
 
 

@@ -16,6 +16,13 @@ from dsft.estimate_memory.budget import Budget
 from dsft.estimate_memory.plans import Planned
 from dsft.estimate_memory.result import Comparison, PresetEstimate
 
+_GIVES_WAY = "*"
+
+GIVES_WAY_NOTE = (
+    "More than a plan may take, and yet it fits: paged optimizer state takes what room there is, and goes to host "
+    "memory where the run needs it."
+)
+
 _ROWS: tuple[tuple[str, Callable[[PresetEstimate], str]], ...] = (
     ("longest sample", lambda preset: format_count(preset.config.max_length)),
     ("LoRA rank", lambda preset: str(preset.config.lora_r)),
@@ -25,7 +32,7 @@ _ROWS: tuple[tuple[str, Callable[[PresetEstimate], str]], ...] = (
     ("optimizer state", lambda preset: describe_optimizer(preset.planned)),
     ("GiB of the process", lambda preset: f"{preset.planned.chosen.memory.process_bytes / GIB:.1f}"),
     ("GiB on the device", lambda preset: f"{preset.planned.chosen.memory.device_bytes / GIB:.1f}"),
-    ("fits", lambda preset: "yes" if preset.planned.chosen.fits else "no"),
+    ("fits", lambda preset: describe_fit(preset.planned)),
     ("tok/s", lambda preset: format_count(preset.planned.tok_per_s)),
     ("speed-up", lambda preset: f"{preset.planned.speed_up:.1f}×"),
     (
@@ -46,6 +53,8 @@ def render_comparison(result: Comparison) -> RenderableType:
         table.add_row(name, *(Text(cell, "bold red" if cell == "no" else "") for cell in cells))
     parts: list[RenderableType] = [*render_head("Memory of training", result.budget), Text(), table, Text()]
     parts += [hang(f"{preset.name}: ", preset.explanation) for preset in result.presets]
+    if any(preset.planned.gives_way for preset in result.presets):
+        parts.append(hang(f"{_GIVES_WAY} ", GIVES_WAY_NOTE))
     parts += [Text(notice, "yellow") for notice in result.notices]
     more = "Speed-ups are over the settings as written. dsft estimate-memory --preset NAME shows every term."
     parts.append(Text(more, "dim"))
@@ -85,6 +94,13 @@ def describe_split(planned: Planned) -> str:
 def describe_recomputed(planned: Planned) -> str:
     """Return how many blocks recompute, e.g. `9 of 32`."""
     return f"{planned.chosen.plan.num_recomputed} of {planned.job.shape.num_blocks}"
+
+
+def describe_fit(planned: Planned) -> str:
+    """Return whether a plan fits, with a mark where it does although it shows more than it may take."""
+    if not planned.chosen.fits:
+        return "no"
+    return f"yes{_GIVES_WAY}" if planned.gives_way else "yes"
 
 
 def describe_optimizer(planned: Planned) -> str:

@@ -108,7 +108,7 @@ class TrainConfig(BaseModel):
     plan: Literal["auto", "off"] = "auto"
     """How an optimizer step is split and what is recomputed: auto chooses the fastest way that fits the memory (on a
     CPU: as off), off takes micro-batch, accumulation and gradient checkpointing as they are written."""
-    vram: Annotated[float, Field(gt=0)] | None = None
+    vram: Annotated[float, Field(gt=0, le=4096)] | None = None
     """Plan for a GPU of this many GiB and hold the run to it; without it, for the free memory of the GPU."""
     micro_batch: PositiveInt | None = None
     """Sequences in one pass, whatever the plan would choose; the effective batch stays."""

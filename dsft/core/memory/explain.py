@@ -49,27 +49,25 @@ def explain_misfit(job: Job, run: PlannedRun) -> str:
     Returns:
         Such as "needs 26.1 GiB, 3.3 GiB more than the 22.8 GiB a plan may take".
     """
-    needed, missing, allowed = tell_lack(needed_bytes(job, run.memory), job.allowed_bytes)
+    needed, missing, allowed = describe_lack(needed_bytes(job, run.memory), job.allowed_bytes)
     return f"needs {needed}, {missing} more than the {allowed} a plan may take"
 
 
-def tell_lack(needed_bytes: int, allowed_bytes: int) -> tuple[str, str, str]:
+def describe_lack(need: int, room: int) -> tuple[str, str, str]:
     """Return what is needed, what of it is missing and what there is, as figures that agree with one another.
 
     Where less than 1 GiB is missing they have two decimals, and more where two would not show that anything is.
 
     Args:
-        needed_bytes: What is needed.
-        allowed_bytes: What there is; less.
+        need: Bytes needed.
+        room: Bytes there are; fewer.
     """
-    decimals = 1 if needed_bytes - allowed_bytes >= GIB else 2
-    while round(needed_bytes / GIB, decimals) == round(allowed_bytes / GIB, decimals):
+    decimals = 1 if need - room >= GIB else 2
+    while need > room and round(need / GIB, decimals) == round(room / GIB, decimals):
         decimals += 1
-    needed, allowed = round(needed_bytes / GIB, decimals), round(allowed_bytes / GIB, decimals)
-    needed_text, missing_text, allowed_text = (
-        f"{size:.{decimals}f} GiB" for size in (needed, needed - allowed, allowed)
-    )
-    return needed_text, missing_text, allowed_text
+    need_gib, room_gib = round(need / GIB, decimals), round(room / GIB, decimals)
+    needed, missing, there = (f"{gib:.{decimals}f} GiB" for gib in (need_gib, need_gib - room_gib, room_gib))
+    return needed, missing, there
 
 
 def micro_batch_size(job: Job, plan: ExecutionPlan) -> int:

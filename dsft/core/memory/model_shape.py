@@ -133,6 +133,13 @@ BUILTIN_CONFIGS: dict[str, dict[str, Any]] = {
 """The sizes in the published config.json of DeepSeek-Coder (arXiv:2401.14196, table 2), for estimates without a hub."""
 
 
+_MOST_BLOCKS = 1000
+"""Plans are tried with every number of recomputed blocks; published models have at most some 130."""
+
+_LARGEST_SIZE = 10_000_000
+"""Far above any vocabulary, the largest size there is."""
+
+
 def read_model_shape(config: dict[str, Any], name: str) -> ModelShape:
     """Read a model's shape from the content of its config.json.
 
@@ -141,7 +148,8 @@ def read_model_shape(config: dict[str, Any], name: str) -> ModelShape:
         name: What messages call the model.
 
     Raises:
-        ModelError: A size is missing or no positive whole number, or the family is one dsft has no arithmetic for.
+        ModelError: A size is missing, no positive whole number or beyond any model's, heads can't be divided as it
+            says, or the family is one dsft has no arithmetic for.
     """
     family = str(config.get("model_type"))
     if family not in FAMILIES:
@@ -150,20 +158,29 @@ def read_model_shape(config: dict[str, Any], name: str) -> ModelShape:
             f"Families it knows: {', '.join(sorted(FAMILIES))}.",
         )
 
-    def size(key: str, default: int | None = None) -> int:
+    def wrong(found: str) -> ModelError:
+        return ModelError(f"config.json of {name}: {found}.", "Copy the model again.")
+
+    def size(key: str, default: int | None = None, most: int = _LARGEST_SIZE) -> int:
         value = config.get(key, default)
         if value is None and default is not None:
             value = default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ModelError(
-                f"config.json of {name}: {key} must be a whole number of at least 1, and is {value!r}.",
-                "Copy the model again.",
-            )
+            raise wrong(f"{key} must be a whole number of at least 1, and is {value!r}")
+        if value > most:
+            raise wrong(f"{key} is more than {most:,}, which no model has")
         return value
 
     hidden, heads = size("hidden_size"), size("num_attention_heads")
-    head_dim = size("head_dim", max(1, hidden // heads))
+    if config.get("head_dim") is None and hidden % heads:
+        raise wrong(f"hidden_size {hidden} can't be divided among {heads} heads (num_attention_heads)")
+    head_dim = size("head_dim", hidden // heads)
     kv_heads = size("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise wrong(f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    is_tied = config.get("tie_word_embeddings", family in ("starcoder2", "smollm3"))
+    if not isinstance(is_tied, bool):
+        raise wrong(f"tie_word_embeddings must be true or false, and is {is_tied!r}")
     intermediate = size("intermediate_size")
     attention, output, mlp = _linears(family, config, hidden, heads * head_dim, kv_heads * head_dim, intermediate)
     has_head_norms = family in ("qwen3", "olmo2")
@@ -171,13 +188,13 @@ def read_model_shape(config: dict[str, Any], name: str) -> ModelShape:
     return ModelShape(
         family=family,
         hidden_size=hidden,
-        num_blocks=size("num_hidden_layers"),
+        num_blocks=size("num_hidden_layers", most=_MOST_BLOCKS),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=intermediate,
         vocab_size=size("vocab_size"),
-        is_tied=bool(config.get("tie_word_embeddings", family in ("starcoder2", "smollm3"))),
+        is_tied=is_tied,
         attention_linears=attention,
         output_linear=output,
         mlp_linears=mlp,

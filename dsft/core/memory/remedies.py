@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dsft.core.memory.explain import needed_bytes
-from dsft.core.memory.plan import MARGIN_SHARE, Fixed, Job, PlannedRun, Workload, choose_plan
+from dsft.core.memory.plan import MARGIN_SHARE, Fixed, Job, PlannedRun, Workload, choose_plan, needed_bytes
 from dsft.core.units import format_gib
 
 SHORTEST_LENGTH = 128
@@ -64,9 +63,9 @@ def find_remedies(job: Job, fixed: Fixed | None = None) -> list[Remedy]:
 
 
 def list_remedies(remedies: Sequence[Remedy]) -> str:
-    """Return those remedies that are enough in one line, cheapest first, each with what it saves."""
+    """Return those remedies that are enough, each of them alone, in one line, cheapest first, with what each saves."""
     enough = [remedy for remedy in remedies if remedy.fits]
-    return ", ".join(f"{remedy.change} (saves {format_gib(remedy.saved_bytes)})" for remedy in enough)
+    return ", or ".join(f"{remedy.change} (saves {format_gib(remedy.saved_bytes)})" for remedy in enough)
 
 
 def least_bytes(job: Job, fixed: Fixed | None = None) -> int:

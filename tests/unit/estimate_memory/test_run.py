@@ -8,6 +8,8 @@ import pytest
 from dsft.core.errors import ConfigError, DoesNotFitError, ModelError, UnreachableHubError
 from dsft.core.memory.cards import card_of_memory, find_card
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS
+from dsft.core.memory.remedies import least_budget_bytes
+from dsft.core.units import format_gib
 from dsft.estimate_memory.budget import Budget
 from dsft.estimate_memory.fit import check_configuration, check_presets
 from dsft.estimate_memory.model import find_shape
@@ -41,7 +43,7 @@ def test_a_small_card_does_not_take_them_all() -> None:
         check_presets(result)
     for name in misfits:
         assert f"{name} needs" in raised.value.found
-        assert f"For {name} enough would be --" in raised.value.fix
+        assert f"Enough for {name} would be --" in raised.value.fix
     check_presets(compare_presets(BUDGET))
 
 
@@ -71,8 +73,30 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
 
 def test_what_no_setting_makes_fit_is_told_so() -> None:
     result = break_down(configure(), Budget(card_of_memory(2), "vram"))
-    with pytest.raises(DoesNotFitError, match=r"Enough would be no change of the settings; or a card with \d"):
+    with pytest.raises(DoesNotFitError) as raised:
         check_configuration(result)
+    needs = format_gib(result.least_budget_bytes)
+    assert raised.value.fix == f"No change of the settings is enough; it takes a card with {needs} free."
+
+
+def test_each_remedy_is_one_of_several_and_so_is_a_larger_card() -> None:
+    result = break_down(configure(plan="off", gradient_checkpointing=False), EIGHT_GIB)
+    with pytest.raises(DoesNotFitError) as raised:
+        check_configuration(result)
+    ways = [f"{each.change} (saves {format_gib(each.saved_bytes)})" for each in result.remedies if each.fits]
+    assert len(ways) > 1
+    ways.append(f"a card with {format_gib(result.least_budget_bytes)} free")
+    assert raised.value.fix == f"Enough would be {', or '.join(ways)}."
+
+
+def test_of_presets_that_no_setting_makes_fit_each_has_its_sentence() -> None:
+    result = compare_presets(Budget(card_of_memory(3), "vram"))
+    with pytest.raises(DoesNotFitError) as raised:
+        check_presets(result)
+    for preset in result.presets:
+        least = format_gib(least_budget_bytes(preset.planned.job, preset.planned.fixed))
+        told = f"For {preset.name} no change of the settings is enough; it takes a card with {least} free."
+        assert told in raised.value.fix
 
 
 def test_the_longest_length_is_taken_apart() -> None:

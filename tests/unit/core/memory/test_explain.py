@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dsft.core.memory.cards import RTX_4090
-from dsft.core.memory.explain import explain_misfit, explain_plan, explain_recompute, micro_batch_size
+from dsft.core.memory.explain import describe_lack, explain_misfit, explain_plan, explain_recompute, micro_batch_size
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
 from dsft.core.memory.plan import Job, PlannedRun, Workload, assess, make_plan, needed_bytes
 from dsft.core.memory.speed import StepTime
@@ -81,6 +81,18 @@ def test_a_misfit_names_need_lack_and_limit() -> None:
     memory = replace(WRITTEN.memory, reserved_bytes=12 * GIB, context_bytes=GIB)
     run = replace(WRITTEN, memory=memory)
     assert explain_misfit(job, run) == "needs 13.0 GiB, 3.3 GiB more than the 9.7 GiB a plan may take"
+
+
+@pytest.mark.parametrize(
+    ("need_gib", "room_gib", "told"),
+    [
+        (23.06, 22.84, ("23.06 GiB", "0.22 GiB", "22.84 GiB")),  # one decimal: 23.1, 0.2 and 22.8
+        (6.24, 4.76, ("6.2 GiB", "1.4 GiB", "4.8 GiB")),  # the difference itself is 1.48
+        (5.0, 4.9999, ("5.0000 GiB", "0.0001 GiB", "4.9999 GiB")),
+    ],
+)
+def test_figures_of_a_lack_agree(need_gib: float, room_gib: float, told: tuple[str, str, str]) -> None:
+    assert describe_lack(round(need_gib * GIB), round(room_gib * GIB)) == told
 
 
 def test_paged_state_counts_only_where_the_card_has_room_for_it() -> None:

@@ -188,6 +188,30 @@ def test_a_size_that_is_no_positive_whole_number_is_refused(key: str, value: obj
         read_model_shape(LLAMA | {key: value}, "m")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 1001}, "num_hidden_layers is more than 1,000"),
+        ({"vocab_size": 10**400}, "vocab_size is more than 10,000,000"),
+        ({"hidden_size": 9}, "hidden_size 9 can't be divided among 2 heads"),
+        ({"hidden_size": 9, "head_dim": None}, "hidden_size 9 can't be divided among 2 heads"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 3}, "8 is no multiple of num_key_value_heads 3"),
+        ({"num_key_value_heads": 4}, "num_attention_heads 2 is no multiple of num_key_value_heads 4"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false, and is 'false'"),
+        ({"tie_word_embeddings": 0}, "tie_word_embeddings must be true or false, and is 0"),
+    ],
+)
+def test_sizes_that_no_model_can_have_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        read_model_shape(LLAMA | changes, "m")
+    assert words in caught.value.found
+
+
+def test_the_largest_number_of_blocks_and_heads_of_any_size_are_taken() -> None:
+    assert read_model_shape(LLAMA | {"num_hidden_layers": 1000}, "m").num_blocks == 1000
+    assert read_model_shape(LLAMA | {"hidden_size": 9, "head_dim": 4}, "m").num_query_values == 8
+
+
 @pytest.mark.parametrize("config", [{}, {"model_type": "mixtral"}])
 def test_a_family_without_arithmetic_is_refused_with_those_that_have_it(config: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="family") as caught:

@@ -6,9 +6,8 @@ from itertools import pairwise
 import pytest
 
 from dsft.core.memory.cards import card_of_memory
-from dsft.core.memory.explain import needed_bytes
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
-from dsft.core.memory.plan import Fixed, Job, Workload, choose_plan
+from dsft.core.memory.plan import Fixed, Job, Workload, choose_plan, needed_bytes
 from dsft.core.memory.remedies import Remedy, find_remedies, least_budget_bytes, shorten
 
 SHAPE = read_model_shape(BUILTIN_CONFIGS["deepseek-ai/deepseek-coder-1.3b-base"], "1.3b")

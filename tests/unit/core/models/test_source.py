@@ -64,6 +64,8 @@ def source(**config) -> ModelSource:
     ("config", "message"),
     [
         ({"model_type": "gemma2"}, "family gemma2"),
+        ({"model_type": ["llama"]}, r"model_type must be text, and is \['llama'\]"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object, and is 'linear'"),
         ({"quantization_config": {}}, "quantized already"),
         ({"max_position_embeddings": 512}, "512 positions"),
         ({"model_type": "mistral", "sliding_window": 512}, "window of 512"),
