@@ -21,9 +21,9 @@ def test_a_bench_measures_and_leaves_only_its_file(run_dsft: RunDsft, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_model_that_is_not_there_is_a_row_and_exit_code_1(run_dsft: RunDsft) -> None:
+def test_a_model_that_is_not_there_is_a_row_and_wrong_input(run_dsft: RunDsft) -> None:
     done = run_dsft(*QUICK, "--model-name", "./nowhere", "--json")
-    assert done.returncode == 1
+    assert done.returncode == 2
     [row] = json.loads(done.stdout)["rows"]
-    assert (row["status"], row["speed"]) == ("failed", None)
+    assert (row["status"], row["exit_code"], row["speed"]) == ("failed", 2, None)
     assert "There is no model folder ./nowhere" in row["reason"]

@@ -74,7 +74,6 @@ class ProgressState:
         checkpoint: The newest checkpoint.
         interrupt: The signal that asked for the end.
         is_over: Nothing more will come.
-        is_failed: It ended with an error.
     """
 
     phases: tuple[PhaseSpan, ...] = ()
@@ -88,7 +87,6 @@ class ProgressState:
     checkpoint: CheckpointSaved | None = None
     interrupt: InterruptRequested | None = None
     is_over: bool = False
-    is_failed: bool = False
     ended_s: float = 0.0
 
     @property
@@ -135,7 +133,7 @@ def finish(state: ProgressState, now_s: float, *, is_failed: bool) -> ProgressSt
     """Return the state after the end of the command, which stops its clocks."""
     # A phase cut short by an error keeps no end, so that the display can mark it.
     phases = state.phases if is_failed else _close_phase(state, now_s)
-    return replace(state, phases=phases, is_over=True, is_failed=is_failed, ended_s=now_s)
+    return replace(state, phases=phases, is_over=True, ended_s=now_s)
 
 
 def measure_trend(losses: tuple[float, ...]) -> Trend | None:
