@@ -8,7 +8,7 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.errors import DoesNotFitError
 from dsft.core.gpu import GpuMemoryReader, open_gpu_memory
 from dsft.core.memory.cards import KERNELS_BYTES, Card, card_of_device, card_of_memory
-from dsft.core.memory.explain import explain_plan
+from dsft.core.memory.explain import describe_lack, explain_plan
 from dsft.core.memory.model_shape import ModelShape
 from dsft.core.memory.plan import (
     ExecutionPlan,
@@ -21,12 +21,12 @@ from dsft.core.memory.plan import (
     needed_bytes,
     predict_memory,
 )
-from dsft.core.memory.remedies import find_remedies, list_remedies
+from dsft.core.memory.remedies import find_remedies, least_budget_bytes, list_remedies
 from dsft.core.memory.settings import can_page, fix_settings, take_literally
 from dsft.core.memory.training import TrainingMemory
 from dsft.core.models.attention import PER_SAMPLE, AttentionKernel
 from dsft.core.models.device import Device, Precision, can_oversubscribe, open_context, read_device_memory
-from dsft.core.units import format_gib
+from dsft.core.units import GIB, format_gib
 
 PLAN_RECORD = "plan.json"
 
@@ -92,13 +92,12 @@ class RunPlan:
         if self.job is None:
             return DoesNotFitError(f"{what}.", "Lower --max-length or --lora-r.")
         job = self.job
-        needed, has = needed_bytes(job, assess(job, plan).memory), job.allowed_bytes
-        found = f"{what}: the run needs {format_gib(needed)}"
-        found += (
-            f", {format_gib(needed - has)} more than the {format_gib(has)}"
-            if needed > has
-            else f" of {format_gib(has)}"
-        )
+        need, room = needed_bytes(job, assess(job, plan).memory), job.allowed_bytes
+        if need > room:
+            needed, lacking, has = describe_lack(need, room)
+            found = f"{what}: the run needs {needed}, {lacking} more than the {has} that it may take."
+        else:
+            found = f"{what}: the run was predicted to need {format_gib(need)} of {format_gib(room)}."
         ways = []
         if self.is_literal and choose_plan(job).fits:
             ways.append("--plan auto, which finds a plan that fits")
@@ -106,8 +105,10 @@ class RunPlan:
         if remedies:
             ways.append(remedies)
         # What is predicted to fit and does not: something else has taken the memory.
-        ways.append("closing other programs that use the GPU")
-        return DoesNotFitError(f"{found} that it may take.", f"Enough would be {', or '.join(ways)}.")
+        if need <= room or job.card.driver_bytes > GIB:
+            ways.append("closing other programs that use the GPU")
+        ways.append(f"a GPU with {format_gib(least_budget_bytes(job, self.fixed))} free")
+        return DoesNotFitError(found, f"Enough would be {', or '.join(ways)}.")
 
 
 @dataclass(frozen=True)
