@@ -110,12 +110,12 @@ class Session:
                 self._fail(index, base)
                 continue
             self._measure(index, base)
-            if has_lora(base):  # running out of memory while LoRA was attached leaves half of it
-                del base
-                base = self._load(index, load_base)
+            base = self._clean(index, base, load_base)
         if self._options.is_profiled and not isinstance(base, Failure):
             for index in group:
-                self._profile(index, base)
+                if not isinstance(base, Failure):
+                    self._profile(index, base)
+                    base = self._clean(index, base, load_base)
         del base
         self._reset()
 
@@ -123,6 +123,13 @@ class Session:
         self._reset()
         self._tell(index, "load and quantize the model")
         return attempt(lambda: load(self._setups[index]))
+
+    def _clean(self, index: int, base: Any, load: Callable[[RowSetup], Any]) -> Any:
+        """Return the base model, loaded anew where running out of memory has left half of LoRA attached to it."""
+        if isinstance(base, Failure) or not has_lora(base):
+            return base
+        del base
+        return self._load(index, load)
 
     def _measure(self, index: int, base: Any) -> None:
         setup, options = self._setups[index], self._options
@@ -220,6 +227,7 @@ class Session:
         for index in done:
             baseline = self._measure_baseline(index, base)
             self._add(index, replace(self._get(index), baseline=baseline))
+            base = self._clean(index, base, load_plain)
         del base
         self._reset()
 

@@ -103,15 +103,26 @@ CPU_ALLOCATOR = "DefaultCPUAllocator: "
 """What torch's RuntimeError says where the host's memory is too small; for a GPU's it has a class."""
 
 
-_GPU_WORDS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What libraries beside PyTorch's allocator say."""
+_GPU_WORDS = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What the driver (behind expandable segments) and libraries beside PyTorch's allocator say."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the memory of the host or of a GPU is too small; loads no torch for it."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    is_cpu_allocator = isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error)
+    return isinstance(error, MemoryError) or is_cpu_allocator or is_gpu_out_of_memory(error)
+
+
+def is_gpu_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a GPU's memory is too small."""
+    if type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in (CPU_ALLOCATOR, *_GPU_WORDS))
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_WORDS)
 
 
 class RunInterrupted(Exception):

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from dsft.core.config.schema import recipe
-from dsft.core.errors import RunInterrupted
-from dsft.core.gpu import open_gpu_memory
+from dsft.core.errors import DoesNotFitError, RunInterrupted
 from dsft.core.memory.plan import ExecutionPlan
 from dsft.core.models.device import limit_allocator
 from dsft.core.models.load import LoraSettings, attach_lora, load_quantized
@@ -59,7 +58,7 @@ def fit(
         inputs=inputs,
         facts={"template": setup.data.template.name, "model": setup.model_facts},
     )
-    gpu_memory = open_gpu_memory(setup.device.uuid) if setup.device.uuid is not None else None
+    gpu_memory = setup.run_plan.gpu_memory
     recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, gpu_memory)
     started_s = time.perf_counter()
     try:
@@ -71,24 +70,34 @@ def fit(
         )
         save_final_adapter(result, trainer, setup.tokenizer.tokenizer, folders)
         return result
+    except DoesNotFitError as error:
+        raise DoesNotFitError(error.found, f"{error.fix} {_say_how_to_go_on(folders)}".strip()) from error
     except Exception:
         raise
     except BaseException as stop:  # ended at once by a second signal: what is there to go on with?
-        newest = next(iter(list_checkpoints(folders.output_dir)), None)
-        if newest is not None:
-            stop.add_note(f"The same command with --resume (and without --overwrite) goes on from {newest}.")
+        way_on = _say_how_to_go_on(folders)
+        if way_on:
+            stop.add_note(way_on)
         raise
     finally:
         recorder.close()
+
+
+def _say_how_to_go_on(folders: RunFolders) -> str:
+    newest = next(iter(list_checkpoints(folders.output_dir)), None)
+    if newest is None:
+        return ""
+    return f"The same command with --resume (and without --overwrite) goes on from {newest}."
 
 
 def _with_checkpoint_plan(setup: RunSetup, checkpoint: Path | None, sink: EventSink) -> RunSetup:
     if checkpoint is None:
         return setup
     run_plan, notice = keep_checkpoint_plan(setup.run_plan, checkpoint)
-    if notice is not None:
-        sink(Notice(notice))
-    return replace(setup, run_plan=run_plan)
+    if notice is None:
+        return replace(setup, run_plan=run_plan)
+    sink(Notice(notice))
+    return replace(setup, run_plan=run_plan, notices=(*setup.notices, notice))
 
 
 def _hold_to_budget(setup: RunSetup, plan: ExecutionPlan) -> None:

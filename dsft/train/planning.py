@@ -41,6 +41,7 @@ class RunPlan:
         job: What it was made for; None on a CPU, where memory is not planned.
         fixed: What the user decided about it.
         is_literal: Whether the settings are taken as they are written.
+        gpu_memory: Reads the GPU's memory; None on a CPU, and where NVML does not speak of this device.
         is_limited: Whether the run is held to its budget, and not only planned for it.
     """
 
@@ -49,6 +50,7 @@ class RunPlan:
     job: Job | None = None
     fixed: Fixed = field(default_factory=Fixed)
     is_literal: bool = False
+    gpu_memory: GpuMemoryReader | None = None
     is_limited: bool = False
 
     def explain(self, config: TrainConfig) -> str:
@@ -68,7 +70,9 @@ class RunPlan:
         if self.job is None or not self.is_limited:
             return None
         memory = assess(self.job, plan).memory
-        return self.job.budget_bytes - memory.context_bytes - memory.paged_bytes
+        # On a card that is full, state that pages gives way to what PyTorch takes.
+        paged = 0 if self.job.is_card_full else memory.paged_bytes
+        return self.job.budget_bytes - memory.context_bytes - paged
 
     def shrink(self, failed: ExecutionPlan, free_bytes: int) -> ExecutionPlan:
         """Return the next smaller plan.
@@ -104,10 +108,15 @@ class RunPlan:
         remedies = list_remedies(find_remedies(job, self.fixed))
         if remedies:
             ways.append(remedies)
+        is_held = job.budget_bytes < job.card.usable_bytes
+        least = least_budget_bytes(job, self.fixed)
+        if is_held and least <= job.card.usable_bytes:
+            ways.append("a higher --vram")
+        elif least > job.budget_bytes:
+            ways.append(f"a GPU with {format_gib(least)} free")
         # What is predicted to fit and does not: something else has taken the memory.
-        if need <= room or job.card.driver_bytes > GIB:
+        if not is_held and (need <= room or job.card.driver_bytes > GIB):
             ways.append("closing other programs that use the GPU")
-        ways.append(f"a GPU with {format_gib(least_budget_bytes(job, self.fixed))} free")
         return DoesNotFitError(found, f"Enough would be {', or '.join(ways)}.")
 
 
@@ -189,7 +198,13 @@ def plan_run(
     )
     planned = assess(job, literal) if config.plan == "off" else choose_plan(job, fixed)
     run_plan = RunPlan(
-        planned.plan, shape.num_blocks, job, fixed, is_literal=config.plan == "off", is_limited=config.vram is not None
+        planned.plan,
+        shape.num_blocks,
+        job,
+        fixed,
+        is_literal=config.plan == "off",
+        gpu_memory=view.reader,
+        is_limited=config.vram is not None,
     )
     if not planned.fits:
         raise run_plan.does_not_fit("There is not enough GPU memory", planned.plan)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from dsft.core.errors import DoesNotFitError, is_out_of_memory
+from dsft.core.errors import DoesNotFitError, is_gpu_out_of_memory
 from dsft.core.memory.plan import ExecutionPlan
 from dsft.core.models.load import recompute_blocks
 from dsft.train.restore import page_optimizer_state
@@ -82,9 +82,9 @@ class PlanRunner:
         while True:
             try:
                 return work()
-            except (RuntimeError, MemoryError) as error:
+            except RuntimeError as error:  # a full host is no reason for a smaller plan on the GPU
                 shrink = self._shrink
-                if shrink is None or not is_out_of_memory(error):
+                if shrink is None or not is_gpu_out_of_memory(error):
                     raise
                 reason = str(error).partition("\n")[0]
             # Outside the except clause: the error's traceback keeps the step's tensors alive.
@@ -93,11 +93,13 @@ class PlanRunner:
             set_random_state(random_state)
 
     def _next_plan(self, shrink: Shrink, reason: str) -> ExecutionPlan:
+        free_bytes = measure_free_bytes()
+        if self._optimizer is not None and not self._optimizer.state and not self.plan.pages_optimizer:
+            free_bytes -= _state_bytes(self._optimizer)  # still to be made
         try:
-            return shrink(self.plan, measure_free_bytes())
+            return shrink(self.plan, free_bytes)
         except DoesNotFitError as error:
-            error.add_note(reason)
-            raise
+            raise DoesNotFitError(f"{error.found} PyTorch said: {reason}", error.fix) from None
 
     def _take(self, plan: ExecutionPlan, step: int, reason: str) -> None:
         failed, self.plan = self.plan, plan
@@ -107,6 +109,11 @@ class PlanRunner:
             page_optimizer_state(self._optimizer)
             release_memory()
         self._on_change(PlanChange(step, failed, plan, reason))
+
+
+def _state_bytes(optimizer: Any) -> int:
+    # Two float32 moments of each weight.
+    return sum(8 * weight.numel() for group in optimizer.param_groups for weight in group["params"])
 
 
 def measure_free_bytes() -> int:

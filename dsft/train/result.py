@@ -39,7 +39,8 @@ def build_result(
     validation = [(int(log["step"]), float(log["eval_loss"])) for log in state.log_history if "eval_loss" in log]
     num_trainable, num_parameters = trainer.model.get_nb_trainable_parameters()
     setup = replace(setup, run_plan=replace(setup.run_plan, plan=trainer.plan))  # it may have been made smaller
-    predicted = setup.predict_memory(trainer.plan)
+    # A process that found nothing left to train has no peak of training.
+    predicted = setup.predict_memory(trainer.plan) if recorder.steps else None
     tok_per_s, target_tok_per_s, step_s_median = recorder.rates()
     return TrainResult(
         run_name=Path(config.save_dir).resolve().name,

@@ -73,6 +73,8 @@ class RunSetup:
         """One phrase about the optimizer and where its state is."""
         if self.optimizer.state != "bitsandbytes" or self.run_plan.plan.pages_optimizer:
             return self.optimizer.description
+        if self.run_plan.fixed.pages_optimizer is False:
+            return "AdamW, 32-bit state on the device"
         return "paged AdamW, 32-bit state, on the device as long as there is room"
 
     @property

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from dsft.core.memory.cards import Card
 from dsft.core.memory.model_shape import ModelShape
 from dsft.core.memory.speed import StepTime, predict_step
-from dsft.core.memory.training import TrainingLoad, TrainingMemory, estimate_training, optimizer_state_bytes
+from dsft.core.memory.training import (
+    TrainingLoad,
+    TrainingMemory,
+    estimate_training,
+    loading_holes_bytes,
+    optimizer_state_bytes,
+)
 
 MARGIN_SHARE = 0.03
 """Share of the budget that a plan leaves free: half for the estimate's error, half for what else uses the card."""
@@ -236,10 +242,13 @@ def choose_smaller_plan(
     most = limit - round((1 - SHRINK_SHARE) * before.step_bytes)
     state_bytes, _ = optimizer_state_bytes(job.shape, job.rank, pages=False)
 
+    # What is free is not all usable: the holes that loading has left, and the margin of every plan.
+    usable_bytes = free_bytes - loading_holes_bytes(job.shape) - (job.budget_bytes - job.allowed_bytes)
+
     def fits(run: PlannedRun) -> bool:
         # State that begins to page makes room where something else takes it.
         begins_to_page = run.plan.pages_optimizer and not failed.pages_optimizer and job.is_card_full
-        free = free_bytes + (state_bytes if begins_to_page else 0)
+        free = usable_bytes + (state_bytes if begins_to_page else 0)
         return needed_bytes(job, run.memory) <= most and run.memory.step_bytes <= free
 
     fitting = [run for run in smaller if fits(run)]

@@ -159,7 +159,7 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
     on_device, paged = optimizer_state_bytes(shape, rank, pages=load.pages_optimizer)
     step = _step(load)
     allocated = nf4 + scales + other + workspace + 2 * lora + on_device + step.peak_bytes
-    idle = LOADING_HOLES_BYTES + round(LOADING_HOLES_SHARE * (nf4 + scales)) + step.idle_bytes
+    idle = loading_holes_bytes(shape) + step.idle_bytes
     reserved = -(-(allocated + idle) // (2 * MIB)) * 2 * MIB  # PyTorch's expandable segments grow by 2 MiB at least
     context = card.context_bytes if context_bytes is None else context_bytes
     paged_in = max(0, min(paged, card.usable_bytes - reserved - context))
@@ -220,6 +220,11 @@ def _origin(card: Card, measured: int | None) -> str:
     if measured is not None:
         return "measured on this card now"
     return f"measured on an {card.name}" if card.is_measured else f"{card.name}: scaled from an H100's, not measured"
+
+
+def loading_holes_bytes(shape: ModelShape) -> int:
+    """Return what lies idle between the weights after they were quantized one after the other."""
+    return LOADING_HOLES_BYTES + round(LOADING_HOLES_SHARE * sum(quantized_bytes(shape)))
 
 
 def optimizer_state_bytes(shape: ModelShape, rank: int, *, pages: bool) -> tuple[int, int]:

@@ -99,6 +99,28 @@ def test_a_smaller_plan_stays_within_the_budget_and_so_does_its_limit(plan: Call
             break
 
 
+def test_on_a_card_that_is_full_the_limit_leaves_the_margin(plan: Callable[..., RunPlan]) -> None:
+    run_plan = plan(total_mib=12288, vram=12.0, lora_r=128)
+    assert run_plan.job is not None
+    assert run_plan.job.is_card_full
+    memory = assess(run_plan.job, run_plan.plan).memory
+    limit = run_plan.limit_for(run_plan.plan)
+    assert limit is not None
+    assert memory.paged_out_bytes > 0
+    assert limit - memory.reserved_bytes >= 0.9 * (run_plan.job.budget_bytes - run_plan.job.allowed_bytes)
+
+
+def test_a_run_held_back_by_vram_is_told_so(plan: Callable[..., RunPlan]) -> None:
+    with pytest.raises(DoesNotFitError) as error:
+        plan(total_mib=81559, vram=8.0, lora_r=256)
+    assert "a higher --vram" in error.value.fix
+    assert "closing other programs" not in error.value.fix
+    with pytest.raises(DoesNotFitError) as error:
+        plan(total_mib=8192, used_mib=4000)
+    assert "closing other programs" in error.value.fix
+    assert "a GPU with" in error.value.fix
+
+
 def test_state_that_can_not_page_out_counts_whole(plan: Callable[..., RunPlan]) -> None:
     paged = {"page_optimizer": "yes", "total_mib": 10240}
     with_room, without = plan(**paged), plan(**paged, can_oversubscribe=False)

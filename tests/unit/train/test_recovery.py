@@ -11,7 +11,7 @@ import torch
 
 import dsft.train.recovery as recovery
 import dsft.train.trainer as trainer_module
-from dsft.core.errors import DoesNotFitError
+from dsft.core.errors import DoesNotFitError, is_gpu_out_of_memory, is_out_of_memory
 from dsft.core.memory.plan import ExecutionPlan
 from dsft.train.batches import MicroBatch
 from dsft.train.loss import sum_target_losses
@@ -130,6 +130,43 @@ def test_without_a_way_to_shrink_the_error_comes_through(load_model, tmp_path: P
         Run(load_model(), tmp_path, micro=4).train()
 
 
+def test_a_full_host_is_no_reason_for_a_smaller_plan(load_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> torch.Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(trainer_module, "sum_target_losses", fail)
+    run = Run(load_model(), tmp_path, micro=4, shrink=halve)
+    with pytest.raises(MemoryError):
+        run.train()
+    assert run.plan_changes == []
+
+
+@pytest.mark.parametrize(
+    ("error", "is_gpu", "is_any"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True, True),
+        (RuntimeError("CUDA driver error: out of memory"), True, True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), True, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True, True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), False, True),
+        (MemoryError(), False, True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False, False),
+        (ValueError("out of memory"), False, False),
+    ],
+    ids=str,
+)
+def test_what_says_that_memory_ran_out(error: Exception, is_gpu: bool, is_any: bool) -> None:
+    assert (is_gpu_out_of_memory(error), is_out_of_memory(error)) == (is_gpu, is_any)
+
+
+def test_what_pytorch_said_is_told_where_nothing_smaller_is_left(load_model, tmp_path: Path, break_passes):
+    break_passes(*range(40))
+    with pytest.raises(DoesNotFitError) as error:
+        Run(load_model(), tmp_path, micro=4, shrink=halve).train()
+    assert "PyTorch said: CUDA out of memory. Tried to allocate 2.00 GiB." in error.value.found
+    assert error.value.fix == "Lower --max-length."
+
+
 def test_other_errors_are_not_taken_for_a_full_memory(load_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("shapes do not match")
@@ -224,7 +261,7 @@ def test_state_that_could_not_be_made_whole_is_made_anew():
 def test_state_begins_to_page_with_a_plan_that_says_so_and_never_stops(load_model, monkeypatch: pytest.MonkeyPatch):
     paged: list[object] = []
     monkeypatch.setattr(recovery, "page_optimizer_state", paged.append)
-    optimizer = SimpleNamespace(is_paged=None)
+    optimizer = SimpleNamespace(is_paged=None, state={}, param_groups=[])
     changes: list[PlanChange] = []
     runner = PlanRunner(
         load_model(), make_literal_plan(4), lambda plan, free: replace(plan, pages_optimizer=True), changes.append
