@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsft.bench import measure, session
+from dsft.bench import measure, plain, session
 from dsft.bench.figures import count_useful_flops_per_s
 from dsft.bench.memory import MemoryMeter
 from dsft.bench.options import BenchOptions, BenchSink, Progress
@@ -168,6 +168,30 @@ def test_a_model_left_half_attached_is_loaded_again(loads: list[RowSetup], monke
     assert [row.status for row in found.rows] == ["out_of_memory", "done"]
     assert found.rows[0].reason == "out of memory before the first step: full"
     assert len(loads) == 2
+
+
+def test_a_baseline_model_left_half_attached_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    attach, load = plain.attach_lora, session.load_plain
+    attached: list[int] = []
+    loaded: list[RowSetup] = []
+
+    def run_out(base, settings):
+        model = attach(base, settings)
+        attached.append(1)
+        if len(attached) == 1:
+            raise torch.OutOfMemoryError("full")
+        return model
+
+    def count(setup: RowSetup) -> object:
+        loaded.append(setup)
+        return load(setup)
+
+    monkeypatch.setattr(plain, "attach_lora", run_out)
+    monkeypatch.setattr(session, "load_plain", count)
+    found = Heard().run([make_row("a"), make_row("b")], replace(QUICK, has_baseline=True))
+    baselines = [row.baseline for row in found.rows]
+    assert [baseline.status for baseline in baselines if baseline is not None] == ["out_of_memory", "done"]
+    assert len(loaded) == 2
 
 
 def test_a_row_whose_model_is_missing_does_not_stop_the_others() -> None:

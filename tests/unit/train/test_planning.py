@@ -1,7 +1,7 @@
 """The plan of a run on a GPU, with a made-up driver: what it sees of the card, what it refuses, what it keeps."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +219,26 @@ def test_a_checkpoint_s_plan_is_kept_unless_it_no_longer_fits(plan: Callable[...
     assert keep_checkpoint_plan(decided, tmp_path) == (decided, None)
     (tmp_path / planning.PLAN_RECORD).unlink()  # of an earlier version
     assert keep_checkpoint_plan(large, tmp_path) == (large, None)
+
+
+def test_a_plan_that_no_longer_fits_is_noticed_in_the_summary_too(plan: Callable[..., RunPlan], tmp_path: Path) -> None:
+    from dsft.train.events import Notice
+    from dsft.train.fit import _with_checkpoint_plan
+
+    write_plan(plan(total_mib=24564).plan, tmp_path)
+    told: list[object] = []
+    setup = _FakeSetup(plan(total_mib=9000), ("earlier",))
+    changed = _with_checkpoint_plan(setup, tmp_path, told.append)  # type: ignore[arg-type]
+    [notice] = told
+    assert isinstance(notice, Notice)
+    assert changed.notices == ("earlier", notice.text)
+    assert changed.run_plan.plan == setup.run_plan.plan
+
+
+@dataclass(frozen=True)
+class _FakeSetup:
+    run_plan: RunPlan
+    notices: tuple[str, ...]
 
 
 def test_the_largest_micro_batch_of_a_run_is_found(plan: Callable[..., RunPlan]) -> None:
