@@ -1,4 +1,5 @@
-"""Draw docs/images/progress.svg and summary.svg from a finished run: its event log, replayed, and its summary.
+"""Draw docs/images: progress.svg and summary.svg from a finished run (its event log, replayed, and its summary), and
+estimate.svg from the presets.
 
 python scripts/make_screenshots.py results_tiny trained_tiny --step 100
 """
@@ -14,9 +15,13 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console, RenderableType
 from rich.terminal_theme import MONOKAI
 
+from dsft.cli.views.estimate import render_comparison
 from dsft.cli.views.progress_panel import render_progress
 from dsft.cli.views.progress_state import ProgressState, advance
 from dsft.cli.views.summary import render_summary
+from dsft.core.memory.cards import RTX_4090
+from dsft.estimate_memory.budget import Budget
+from dsft.estimate_memory.run import compare_presets
 from dsft.train import events
 from dsft.train.events import Event, RunStarted, StepDone
 from dsft.train.folders import EVENT_LOG
@@ -44,6 +49,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     save(render_progress(state, WIDTH, HEIGHT, now_s), options.out / "progress.svg")
     save(render_summary(read_summary(options.save_dir)), options.out / "summary.svg")
+    estimate = compare_presets(Budget(RTX_4090, "gpu"))
+    save(render_comparison(estimate), options.out / "estimate.svg", title='dsft estimate-memory --gpu "RTX 4090"')
 
 
 def read_events(log: Path) -> list[tuple[float, Event]]:
@@ -70,11 +77,11 @@ def replay(timed: list[tuple[float, Event]], step: int | None) -> tuple[Progress
     return state, now_s
 
 
-def save(renderable: RenderableType, path: Path) -> None:
+def save(renderable: RenderableType, path: Path, title: str = "dsft train") -> None:
     """Draw as a terminal would and write it as SVG."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(renderable)
-    console.save_svg(str(path), title="dsft train", theme=MONOKAI, code_format=SVG_FORMAT)
+    console.save_svg(str(path), title=title, theme=MONOKAI, code_format=SVG_FORMAT)
     print(path)
 
 
