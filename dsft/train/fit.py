@@ -58,8 +58,7 @@ def fit(
         inputs=inputs,
         facts={"template": setup.data.template.name, "model": setup.model_facts},
     )
-    gpu_memory = setup.run_plan.gpu_memory
-    recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, gpu_memory)
+    recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, setup.run_plan.gpu_memory)
     started_s = time.perf_counter()
     try:
         trainer = _train(setup, model, checkpoint, recorder)

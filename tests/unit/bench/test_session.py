@@ -5,6 +5,7 @@ import tempfile
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -152,8 +153,9 @@ def test_a_row_out_of_memory_says_where_and_the_next_one_runs(
     assert found.exit_code == ExitCode.DONE
 
 
-def test_a_model_left_half_attached_is_loaded_again(loads: list[RowSetup], monkeypatch: pytest.MonkeyPatch) -> None:
-    attach = measure.attach_lora
+def let_first_attachment_run_out(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    """Let memory run out once, with LoRA attached by then."""
+    attach = module.attach_lora
     attached: list[int] = []
 
     def run_out(base, settings):
@@ -163,7 +165,11 @@ def test_a_model_left_half_attached_is_loaded_again(loads: list[RowSetup], monke
             raise torch.OutOfMemoryError("full")
         return model
 
-    monkeypatch.setattr(measure, "attach_lora", run_out)
+    monkeypatch.setattr(module, "attach_lora", run_out)
+
+
+def test_a_model_left_half_attached_is_loaded_again(loads: list[RowSetup], monkeypatch: pytest.MonkeyPatch) -> None:
+    let_first_attachment_run_out(monkeypatch, measure)
     found = Heard().run([make_row("a"), make_row("b")])
     assert [row.status for row in found.rows] == ["out_of_memory", "done"]
     assert found.rows[0].reason == "out of memory before the first step: full"
@@ -171,22 +177,14 @@ def test_a_model_left_half_attached_is_loaded_again(loads: list[RowSetup], monke
 
 
 def test_a_baseline_model_left_half_attached_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    attach, load = plain.attach_lora, session.load_plain
-    attached: list[int] = []
+    load = session.load_plain
     loaded: list[RowSetup] = []
-
-    def run_out(base, settings):
-        model = attach(base, settings)
-        attached.append(1)
-        if len(attached) == 1:
-            raise torch.OutOfMemoryError("full")
-        return model
 
     def count(setup: RowSetup) -> object:
         loaded.append(setup)
         return load(setup)
 
-    monkeypatch.setattr(plain, "attach_lora", run_out)
+    let_first_attachment_run_out(monkeypatch, plain)
     monkeypatch.setattr(session, "load_plain", count)
     found = Heard().run([make_row("a"), make_row("b")], replace(QUICK, has_baseline=True))
     baselines = [row.baseline for row in found.rows]
