@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from dsft.core.data.prompts import TemplateName, get_template
 from dsft.core.errors import DoesNotFitError, InputError, ModelError
 from dsft.core.models.device import resolve_device
+from dsft.core.models.find_run import ModelChoice, choose_model, find_base, find_tokenizer
 from dsft.core.models.source import ModelSource
 from dsft.core.models.tokenizer import load_tokenizer
 from dsft.core.signals import held_signals
 from dsft.infer.answer import Answer, StopReason
 from dsft.infer.config import InferConfig
 from dsft.infer.dtype import DtypeName, resolve_dtype
-from dsft.infer.find_run import ModelChoice, choose_model, find_base, find_tokenizer
 from dsft.infer.load_model import Placement, load_model
 from dsft.infer.sampling import Sampling, choose_sampling
 

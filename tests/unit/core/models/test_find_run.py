@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dsft.core.errors import ConfigError, ModelError, UnreachableHubError
-from dsft.infer.find_run import choose_model, find_base, find_newest_run, find_tokenizer
+from dsft.core.models.find_run import choose_model, find_base, find_newest_run, find_tokenizer
 
 
 def make_model(folder: Path) -> Path:
