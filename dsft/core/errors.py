@@ -12,7 +12,9 @@ Tree:
       DoesNotFitError            3  needs more memory than there is
       NoGpuError                 5  no usable GPU or driver where one is needed
       NonFiniteLossError         1  the loss or a gradient became NaN or infinite
-      CheckpointError            1  a checkpoint is damaged or can't be written
+      CheckpointError            1  a checkpoint is damaged
+      WriteError                 1  what a command is to leave can't be written
+      MergeError                 1  an adapter is damaged, or a merged model is not what base and adapter compute
     RunInterrupted              75  stopped by a signal with a resumable checkpoint saved
 """
 
@@ -96,7 +98,15 @@ class NonFiniteLossError(DsftError):
 
 
 class CheckpointError(DsftError):
-    """A checkpoint can't be written, is damaged, or belongs to another configuration."""
+    """A checkpoint is damaged, or belongs to another configuration."""
+
+
+class WriteError(DsftError):
+    """What a command is to leave can't be written; nothing of it is left."""
+
+
+class MergeError(DsftError):
+    """An adapter holds numbers that are not finite, or the merged model does not compute what base and adapter do."""
 
 
 CPU_ALLOCATOR = "DefaultCPUAllocator: "

@@ -7,17 +7,15 @@ one; a file that changed or vanished later is found before anything is read from
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
+from dsft.core.staging import move_in, staged
 
-from dsft.core.errors import CheckpointError
-from dsft.core.units import format_gib
+WRITE_FIX = "Put that right, then go on with --resume (and without --overwrite)."
+"""What to do about a checkpoint or final folder that can't be written."""
 
 MANIFEST = "manifest.json"
 _FINISHED = re.compile(r"checkpoint-(\d+)")
@@ -42,48 +40,11 @@ def replace_folder(target: Path, write_files: Callable[[Path], None]) -> Path:
     """Write a folder with a manifest beside its place and rename it there, replacing an older one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.parent / f".{target.name}.writing"
-    with staged(staging, target):
+    with staged(staging, target, WRITE_FIX):
         write_files(staging)
         _write_manifest(staging)
-    if target.exists():
-        # A folder can't be replaced by rename: the old one steps aside for the instant between two renames.
-        retired = target.parent / f".{target.name}.old"
-        shutil.rmtree(retired, ignore_errors=True)
-        target.rename(retired)
-        staging.rename(target)
-        shutil.rmtree(retired)
-    else:
-        staging.rename(target)
-    flush_folder(target.parent)
+    move_in(staging, target)
     return target
-
-
-@contextmanager
-def staged(staging: Path, target: Path) -> Iterator[None]:
-    """Make an empty folder to write in, and flush what was written to disk; a failure leaves no folder behind.
-
-    Args:
-        staging: The folder; what an earlier process left in it is removed.
-        target: What it will be, for the message.
-
-    Raises:
-        CheckpointError: The files can't be written.
-    """
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield
-        _flush(staging)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not _is_write_error(error):
-            raise
-        free = format_gib(shutil.disk_usage(_nearest_folder(staging)).free)
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(
-            f"{target} can't be written: {reason} ({free} free there).",
-            "Put that right, then go on with --resume (and without --overwrite).",
-        ) from error
 
 
 def set_aside_damaged(checkpoint: Path) -> Path:
@@ -165,42 +126,6 @@ def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {"files": {str(path.relative_to(folder)): _sha256(path) for path in files}}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def _is_write_error(error: BaseException) -> bool:
-    # torch's writer has no class of its own.
-    is_of_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_co" in str(error))
-    return isinstance(error, OSError | SafetensorError) or is_of_torch
-
-
-def _nearest_folder(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.exists())
-
-
-def _flush(folder: Path) -> None:
-    for path in (path for path in folder.rglob("*") if path.is_file()):
-        path.chmod(_new_file_mode())  # safetensors gives its files to their owner alone
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    flush_folder(folder)
-
-
-def _new_file_mode() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-def flush_folder(folder: Path) -> None:
-    """Bring what was renamed in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

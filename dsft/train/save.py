@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsft.core.errors import CheckpointError
-from dsft.train.checkpoint import find_damage, flush_folder, staged
+from dsft.core.staging import flush_folder, staged
+from dsft.train.checkpoint import WRITE_FIX, find_damage
 from dsft.train.events import TrainResult
 from dsft.train.folders import ADAPTER_CONFIG, BEST_ADAPTER, MERGED, RunFolders
 from dsft.train.restore import ADAPTER_WEIGHTS
@@ -31,11 +32,12 @@ def save_final_adapter(
         folders: The run's folders.
 
     Raises:
-        CheckpointError: The best adapter is to be saved and is damaged or was never written, or the disk is full.
+        CheckpointError: The best adapter is to be saved and is damaged or was never written.
+        WriteError: The disk is full, or another reason why files can't be written.
     """
     save_dir = folders.save_dir
     staging = save_dir / ".writing"
-    with staged(staging, save_dir):
+    with staged(staging, save_dir, WRITE_FIX):
         if result.kept == "best":
             _copy_best(folders.output_dir / BEST_ADAPTER, staging)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dsft.core.errors import CheckpointError
+from dsft.core.errors import WriteError
 from dsft.train.checkpoint import (
     MANIFEST,
     find_damage,
@@ -52,7 +52,7 @@ def test_a_failure_at_any_file_leaves_the_older_checkpoint_newest(tmp_path: Path
             (folder / name).write_bytes(content)
         raise OSError("disk full")
 
-    with pytest.raises(CheckpointError, match=r"checkpoint-2 can't be written: disk full \(.* GiB free there\)"):
+    with pytest.raises(WriteError, match=r"checkpoint-2 can't be written: disk full \(.* GiB free there\)"):
         write_checkpoint(tmp_path, 2, fail)
     assert find_newest_valid(tmp_path, ignore) == tmp_path / "checkpoint-1"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]

@@ -1,0 +1,137 @@
+"""Folders that are complete or not there: written beside their place, brought to disk, and moved in."""
+
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dsft.core.errors import WriteError
+from dsft.core.units import format_gib
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def staged(staging: Path, target: Path, fix: str) -> Iterator[None]:
+    """Make an empty folder to write in, and flush what was written to disk; a failure leaves no folder behind.
+
+    Args:
+        staging: The folder; what an earlier process left in it is removed.
+        target: What it will be, for the message.
+        fix: What to do about files that can't be written.
+
+    Raises:
+        WriteError: The files can't be written.
+    """
+    try:
+        discard(staging)
+        staging.mkdir(parents=True)
+        yield
+        flush_files(staging)
+    except BaseException as error:
+        discard(staging)
+        if not _is_write_error(error):
+            raise
+        free = format_gib(shutil.disk_usage(nearest_folder(staging)).free)
+        reason = str(error).strip().partition("\n")[0]
+        raise WriteError(f"{target} can't be written: {reason} ({free} free there).", fix) from error
+
+
+def move_in(staging: Path, target: Path) -> None:
+    """Put a finished folder in its place; a folder that is there is complete until the new one is.
+
+    The two are exchanged by one system call where the file system can (Linux: renameat2). Elsewhere the old one steps
+    aside between two renames, and `put_back` returns it if the process is killed there.
+    """
+    if not target.exists():
+        staging.rename(target)
+    elif _exchange(staging, target):
+        flush_folder(target.parent)
+        discard(staging)
+    else:
+        aside = _aside(target)
+        discard(aside)
+        target.rename(aside)
+        staging.rename(target)
+        flush_folder(target.parent)
+        discard(aside)
+    flush_folder(target.parent)
+
+
+def put_back(target: Path) -> None:
+    """Undo or finish what a process left that was killed in `move_in`."""
+    aside = _aside(target)
+    if not aside.exists():
+        return
+    if target.exists():
+        discard(aside)
+    else:
+        aside.rename(target)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder if it is there, what makes it loadable first: a kill in between leaves nothing that loads."""
+    for path in folder.glob("*.json"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def flush_files(folder: Path) -> None:
+    """Bring the files of a folder to disk, readable to whom new files of this user are."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        path.chmod(_new_file_mode())  # safetensors gives its files to their owner alone
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    flush_folder(folder)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring what was renamed in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the nearest folder above a path that exists."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _is_write_error(error: BaseException) -> bool:
+    # torch's writer has no class of its own.
+    is_of_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_co" in str(error))
+    return isinstance(error, OSError | SafetensorError) or is_of_torch
+
+
+def _new_file_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
