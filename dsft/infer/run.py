@@ -83,7 +83,7 @@ def run_infer(config: InferConfig, on_text: Callable[[str], None], on_notice: No
         NoGpuError: A GPU was demanded and there is none.
         DoesNotFitError: The GPU's memory is too small.
     """
-    choice = choose_model(config.model, config.base, Path())
+    choice = choose_model(config.model, config.base, Path(), "--model")
     if config.model is None:
         on_notice(f"Model: {choice.name}, the newest finished run.")
     with held_signals():

@@ -1,4 +1,4 @@
-"""Which model answers: the folder the user names or the newest run, its base model and its recorded template.
+"""Which model a verb takes: the folder the user names or the newest run, its base model and what the run recorded.
 
 Reads names only: adapter_config.json and what the run wrote of itself, no weights.
 """
@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 
 from dsft.core.data.prompts import TemplateName
 from dsft.core.errors import ConfigError, ModelError, UnreachableHubError
+from dsft.core.models.device import Precision
 from dsft.core.models.source import ModelSource, find_model
 
 SUMMARY_FILE = "training_summary.json"
@@ -18,8 +19,8 @@ RECORD_FILE = "run.json"
 
 ADAPTER_FILE = "adapter_config.json"
 MERGED_FOLDER = "merged_model"
-
-_WAYS_ON = "Train one with `dsft train`, or name a model with --model: an adapter folder, a model folder or a hub id."
+MERGE_SUMMARY_FILE = "merge_summary.json"
+"""In a merged model's folder, wherever it was written; has the `template` of the run."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,24 @@ class ModelChoice:
         adapter_dir: Folder of the LoRA adapter; None for a whole model.
         bases: Names of the model whose weights are loaded, the first one that is found counts.
         template: Prompt template recorded by the training run; None where none is recorded.
+        fingerprint: What the run knew the base model's weights by; None where it is not recorded.
+        precision: Compute type the run was told to take; None where it is not recorded or the run chose by itself.
     """
 
     name: str
     adapter_dir: Path | None
     bases: tuple[BaseName, ...]
     template: TemplateName | None
+    fingerprint: str | None = None
+    precision: Precision | None = None
 
 
-def find_newest_run(parent: Path) -> Path:
+def find_newest_run(parent: Path, option: str | None = None) -> Path:
     """Return the newest finished run among the folders `trained_*`: its summary was written last.
+
+    Args:
+        parent: Folder in which runs are looked for.
+        option: Option by which the command takes another one, for hints; None where it is an argument.
 
     Raises:
         ModelError: There is none.
@@ -61,24 +70,28 @@ def find_newest_run(parent: Path) -> Path:
     if folders:
         raise ModelError(
             f"{folders[0].name} has no {SUMMARY_FILE}, so it is no finished run, and there is no other.",
-            f"To use it all the same, name it: --model ./{folders[0].name}.",
+            f"To use it all the same, name it: {_give(option, f'./{folders[0].name}')}.",
         )
-    raise ModelError(f"There is no finished run in a folder trained_* of {parent.resolve()}.", _WAYS_ON)
+    raise ModelError(
+        f"There is no finished run in a folder trained_* of {parent.resolve()}.",
+        f"Train one with `dsft train`, or name the folder of another: {_give(option, 'FOLDER')}.",
+    )
 
 
-def choose_model(model: str | None, base: str | None, parent: Path) -> ModelChoice:
+def choose_model(model: str | None, base: str | None, parent: Path, option: str | None = None) -> ModelChoice:
     """Find out what is to be loaded.
 
     Args:
         model: Adapter folder, model folder, hub id or `builtin:` name; None takes the newest run.
         base: Base model of an adapter, instead of the recorded one.
         parent: Folder in which runs are looked for.
+        option: Option that `model` was given by, for hints; None where it is an argument.
 
     Raises:
         ModelError: No run, or a damaged adapter_config.json, training_summary.json or run.json.
         ConfigError: A base model was named for something that is no adapter.
     """
-    folder = find_newest_run(parent) if model is None else Path(model).expanduser()
+    folder = find_newest_run(parent, option) if model is None else Path(model).expanduser()
     name = f"./{folder.name}" if model is None else model
     record = _find_record(folder)
     recorded = {} if record is None else _read_json(record)
@@ -87,21 +100,23 @@ def choose_model(model: str | None, base: str | None, parent: Path) -> ModelChoi
         if base is not None:
             raise ConfigError(
                 f"--base was given, but {name} is no adapter folder (it has no {ADAPTER_FILE}).",
-                "Leave --base out, or name the adapter's folder with --model.",
+                f"Leave --base out, or name the adapter's folder: {_give(option, 'FOLDER')}.",
             )
         if (folder / RECORD_FILE).is_file():
             steps = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*"))
             adapters = [f"checkpoint-{step}" for step in sorted(filter(str.isdigit, steps), key=int)]
             raise ModelError(
                 f"{name} is a run's folder of checkpoints and no model itself.",
-                f"Name one of them ({', '.join(adapters)}), e.g. --model {name.rstrip('/')}/{adapters[-1]}."
+                f"Name one of them ({', '.join(adapters)}), e.g. {_give(option, name.rstrip('/'))}/{adapters[-1]}."
                 if adapters
                 else "It holds no checkpoint yet.",
             )
         path = str(folder) if model is None else model
-        return ModelChoice(name, None, (BaseName(path, None, "--model"),), template)
+        return ModelChoice(name, None, (BaseName(path, None, option or "the argument"),), template)
     bases = _recorded_bases(folder, record, recorded) if base is None else (BaseName(base, None, "--base"),)
-    return ModelChoice(name, folder, bases, template)
+    return ModelChoice(
+        name, folder, bases, template, _recorded_model(recorded).get("fingerprint"), _recorded_precision(recorded)
+    )
 
 
 def find_base(choice: ModelChoice) -> tuple[ModelSource, BaseName]:
@@ -120,7 +135,7 @@ def find_base(choice: ModelChoice) -> tuple[ModelSource, BaseName]:
     reasons = " ".join(error.found for error in failures)
     kind = type(failures[0])
     if choice.adapter_dir is None:
-        raise kind(reasons, "Give --model an adapter folder, a model folder or a hub id that can be reached.")
+        raise kind(reasons, "Name an adapter folder, a model folder or a hub id that can be reached.")
     names = " or ".join(base.name for base in choice.bases)
     raise kind(
         f"The base model of the adapter {choice.name}, {names}, is not there: {reasons}",
@@ -141,8 +156,11 @@ def _is_model_folder(folder: Path) -> bool:
 
 
 def _find_record(folder: Path) -> Path | None:
-    """Return where a run tells of the model in a folder: there, or beside the checkpoint or merged model."""
-    places = [folder / SUMMARY_FILE]
+    """Return where it is told of the model in a folder how it was trained.
+
+    A merged model's own record goes before that of the run it may lie in: another adapter can be merged there.
+    """
+    places = [folder / MERGE_SUMMARY_FILE, folder / SUMMARY_FILE]
     if folder.name == MERGED_FOLDER:
         places.append(folder.parent / SUMMARY_FILE)
     if (folder / ADAPTER_FILE).is_file():
@@ -163,6 +181,21 @@ def _recorded_template(record: Path | None, recorded: dict[str, Any]) -> Templat
     )
 
 
+def _recorded_model(recorded: dict[str, Any]) -> dict[str, Any]:
+    model = recorded.get("model")
+    return model if isinstance(model, dict) else {}
+
+
+def _recorded_precision(recorded: dict[str, Any]) -> Precision | None:
+    config = recorded.get("config")
+    precision = config.get("precision") if isinstance(config, dict) else None
+    return next((name for name in get_args(Precision) if name == precision), None)
+
+
+def _give(option: str | None, value: str) -> str:
+    return value if option is None else f"{option} {value}"
+
+
 def _recorded_bases(folder: Path, record: Path | None, recorded: dict[str, Any]) -> tuple[BaseName, ...]:
     # The run's own record holds the name as it was typed, which outlives a new installation (builtin: names) but not a
     # change of the working folder; the adapter's own record is the other way round.
@@ -170,9 +203,8 @@ def _recorded_bases(folder: Path, record: Path | None, recorded: dict[str, Any])
     kind = adapter.get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{folder} holds a {kind} adapter, and dsft reads LoRA adapters.", "Merge it with PEFT first.")
-    trained_on = recorded.get("model")
     records = (
-        (trained_on if isinstance(trained_on, dict) else {}, "name", record.name if record is not None else ""),
+        (_recorded_model(recorded), "name", record.name if record is not None else ""),
         (adapter, "base_model_name_or_path", ADAPTER_FILE),
     )
     bases: dict[str, BaseName] = {}

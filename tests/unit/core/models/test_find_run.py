@@ -1,4 +1,4 @@
-"""Which model answers: the newest finished run, its recorded base and template, and what is said without them."""
+"""Which model a verb takes: the newest finished run, its recorded base and template, and what is said without them."""
 
 import json
 import os
@@ -49,18 +49,20 @@ def test_a_merged_run_counts_as_a_run(tmp_path: Path) -> None:
     assert find_base(choice)[0].location == str(folder)
 
 
-def test_no_run_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "named"), [("--model", ": --model FOLDER."), (None, ": FOLDER.")])
+def test_no_run_says_what_to_do(tmp_path: Path, option: str | None, named: str) -> None:
     with pytest.raises(ModelError, match="no finished run") as caught:
-        choose_model(None, None, tmp_path)
+        choose_model(None, None, tmp_path, option)
     assert "dsft train" in caught.value.fix
-    assert "--model" in caught.value.fix
+    assert caught.value.fix.endswith(named)
 
 
-def test_an_unfinished_run_is_not_taken_silently(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "named"), [("--model", ": --model ./trained_x."), (None, ": ./trained_x.")])
+def test_an_unfinished_run_is_not_taken_silently(tmp_path: Path, option: str | None, named: str) -> None:
     make_run(tmp_path / "trained_x", trained_at_s=None)
     with pytest.raises(ModelError, match=r"trained_x has no training_summary\.json") as caught:
-        choose_model(None, None, tmp_path)
-    assert "--model ./trained_x" in caught.value.fix
+        choose_model(None, None, tmp_path, option)
+    assert caught.value.fix.endswith(named)
 
 
 def test_a_checkpoint_and_a_merged_model_are_answered_as_their_run_says(tmp_path: Path) -> None:
@@ -78,13 +80,43 @@ def test_a_checkpoint_and_a_merged_model_are_answered_as_their_run_says(tmp_path
     assert choose_model(str(merged), None, tmp_path).template == "deepseek"
 
 
+def test_a_merged_models_own_record_goes_before_the_run_it_lies_in(tmp_path: Path) -> None:
+    elsewhere = make_model(tmp_path / "served")
+    (elsewhere / "merge_summary.json").write_text('{"template": "instruction", "base": "some/model"}')
+    choice = choose_model(str(elsewhere), None, tmp_path)
+    assert (choice.adapter_dir, choice.template, choice.fingerprint) == (None, "instruction", None)
+
+    merged = make_model(make_run(tmp_path / "trained_x") / "merged_model")
+    (merged / "merge_summary.json").write_text('{"template": "fim"}')
+    assert choose_model(str(merged), None, tmp_path).template == "fim"
+    (merged / "merge_summary.json").write_text('{"template": null}')
+    assert choose_model(str(merged), None, tmp_path).template is None
+
+
+def test_a_run_tells_what_its_base_was_known_by_and_the_type_it_was_told_to_take(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "trained_x", recorded_name="some/model")
+    choice = choose_model(str(run), None, tmp_path)
+    assert (choice.fingerprint, choice.precision) == (None, None)
+    summary: dict[str, Any] = {"model": {"name": "some/model", "fingerprint": "abc"}, "config": {"precision": "fp16"}}
+    (run / "training_summary.json").write_text(json.dumps(summary))
+    choice = choose_model(str(run), "other/model", tmp_path)
+    assert (choice.fingerprint, choice.precision) == ("abc", "fp16")
+    summary["config"]["precision"] = "auto"
+    (run / "training_summary.json").write_text(json.dumps(summary))
+    assert choose_model(str(run), None, tmp_path).precision is None
+
+    checkpoint = make_run(tmp_path / "checkpoint-5", trained_at_s=None)
+    (tmp_path / "run.json").write_text('{"model": {"name": "some/model", "fingerprint": "abc"}}')
+    assert choose_model(str(checkpoint), None, tmp_path).fingerprint == "abc"
+
+
 def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
     for name in ("checkpoint-50", "checkpoint-100", "checkpoint-900.damaged", ".checkpoint-7.writing", "adapter-best"):
         make_run(tmp_path / name, trained_at_s=None)
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ModelError, match="folder of checkpoints") as caught:
-        choose_model(str(tmp_path), None, tmp_path)
-    assert "(checkpoint-50, checkpoint-100), e.g. " in caught.value.fix
+        choose_model(str(tmp_path), None, tmp_path, "--model")
+    assert "(checkpoint-50, checkpoint-100), e.g. --model /" in caught.value.fix
     assert caught.value.fix.endswith("/checkpoint-100.")
 
 
@@ -135,10 +167,11 @@ def test_base_is_for_adapters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nothing"])
-def test_a_missing_model_is_told_with_the_flag_of_this_command(tmp_path: Path, name: str) -> None:
+def test_a_missing_model_is_told_without_a_flag_of_training(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match="no model folder") as caught:
         find_base(choose_model(name, None, tmp_path))
-    assert "--model " in caught.value.fix
+    assert "--model-name" not in str(caught.value)
+    assert "adapter folder" in caught.value.fix
 
 
 @pytest.mark.parametrize(
