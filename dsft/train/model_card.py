@@ -1,26 +1,16 @@
 """The README.md of a trained adapter: what it is, how it was made, how it did, how it is used. Writes no file."""
 
-import json
-import re
 import shlex
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from dsft.core.data.example_question import example_question
+from dsft.core.markdown import format_code, format_generation, format_literal, format_table, is_hub_id, without_home
 from dsft.core.units import format_count, format_duration, format_gib
 from dsft.train.events import TrainResult
 
 if TYPE_CHECKING:
     from dsft.core.data.prompts import PromptTemplate
-
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-_EXAMPLES = {"text": "def binary_search(items, target):", "fim": "def area(radius):"}
-_EXAMPLE_INSTRUCTION = "Write a Python function times_four(n) that returns n times 4."
-
-
-def example_question(template_name: str) -> str:
-    """Return what the examples ask a model that was trained with a template."""
-    return _EXAMPLES.get(template_name, _EXAMPLE_INSTRUCTION)
 
 
 def write_example_prompt(template: "PromptTemplate") -> str:
@@ -33,25 +23,20 @@ def render_model_card(result: TrainResult) -> str:
     blocks = [
         _front_matter(result),
         f"# {result.run_name}",
-        f"LoRA adapter of {_code(result.model['name'])}, trained on {_code(result.config['dataset'])} with "
+        f"LoRA adapter of {format_code(result.model['name'])}, trained on {format_code(result.config['dataset'])} with "
         f"[QLoRA](https://arxiv.org/abs/2305.14314) by dsft {result.dsft_version}.",
         "## Use",
         _usage(result),
         "## Training",
-        _table(_training_rows(result)),
-        _table(list(result.techniques.items()), header=("Technique", "In this run")),
+        format_table(_training_rows(result)),
+        format_table(list(result.techniques.items()), header=("Technique", "In this run")),
         "## Results",
-        _table(_result_rows(result)),
+        format_table(_result_rows(result)),
         "![Training and validation loss](loss.png)",
         "Made with " + ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",
         "`training_summary.json` holds the whole configuration and every loss.",
     ]
     return "\n\n".join(blocks) + "\n"
-
-
-def is_hub_id(name: object) -> bool:
-    """Return whether a name of a model or data set is an id of the hub, and not a path or a builtin name."""
-    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def _front_matter(result: TrainResult) -> str:
@@ -86,15 +71,15 @@ With PEFT alone:
 
 
 def _snippet(result: TrainResult, folder: str) -> str:
-    name, revision = _without_home(str(result.model["name"])), result.model.get("revision")
-    base, extra_import = _literal(name), ""
+    name, revision = without_home(str(result.model["name"])), result.model.get("revision")
+    base, extra_import = format_literal(name), ""
     if name.startswith("builtin:"):
         # Where the shipped model is depends on the installation.
         base, extra_import = f"resolve_builtin({base})", "from dsft.core.paths import resolve_builtin\n"
     elif name.startswith("~"):
         base, extra_import = f"os.path.expanduser({base})", "import os\n\n"
     elif is_hub_id(name) and revision:
-        base = f"{base}, revision={_literal(str(revision))}"
+        base = f"{base}, revision={format_literal(str(revision))}"
     return f"""{extra_import}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,13 +88,10 @@ base_model = AutoModelForCausalLM.from_pretrained(
     dtype="auto",
     device_map="auto",
 )
-model = PeftModel.from_pretrained(base_model, {_literal(folder)})
-tokenizer = AutoTokenizer.from_pretrained({_literal(folder)})
+model = PeftModel.from_pretrained(base_model, {format_literal(folder)})
+tokenizer = AutoTokenizer.from_pretrained({format_literal(folder)})
 
-prompt = {_literal(result.example_prompt)}
-inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
-outputs = model.generate(**inputs, max_new_tokens=512, do_sample=False)
-print(tokenizer.decode(outputs[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+{format_generation(result.example_prompt)}"""
 
 
 def _training_rows(result: TrainResult) -> list[tuple[str, str]]:
@@ -119,13 +101,13 @@ def _training_rows(result: TrainResult) -> list[tuple[str, str]]:
     micro, accumulation = config["per_device_train_batch_size"], config["gradient_accumulation_steps"]
     revision = model.get("revision")
     return [
-        ("Base model", _code(model["name"]) + (f" at {_code(revision)}" if revision else "")),
+        ("Base model", format_code(model["name"]) + (f" at {format_code(revision)}" if revision else "")),
         (
             "Data",
-            f"{_code(config['dataset'])}, {format_count(data['num_train_samples'])} samples to train on and "
+            f"{format_code(config['dataset'])}, {format_count(data['num_train_samples'])} samples to train on and "
             f"{format_count(data['num_validation_samples'])} held out",
         ),
-        ("Prompt template", f"{_code(result.template)}, loss on {config['loss_on']} tokens"),
+        ("Prompt template", f"{format_code(result.template)}, loss on {config['loss_on']} tokens"),
         ("LoRA", f"rank {config['lora_r']}, alpha {config['lora_alpha']:g}, dropout {config['lora_dropout']:g}"),
         (
             "Trained weights",
@@ -164,27 +146,3 @@ def _time(result: TrainResult) -> str:
     # The time of an earlier process, which ended in a checkpoint, is not known to this one.
     part = f" for the steps after {result.first_step}" if result.first_step else ""
     return format_duration(result.duration_s) + device + part
-
-
-def _table(rows: list[tuple[str, str]], header: tuple[str, str] = ("", "")) -> str:
-    lines = [header, ("---", "---"), *rows]
-    return "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _code(value: object) -> str:
-    return f"`{_without_home(str(value)).replace('`', '')}`"
-
-
-def _without_home(path: str) -> str:
-    """Return a path with the user's home folder as `~`: cards are published."""
-    home = str(Path.home())
-    return f"~{path.removeprefix(home)}" if path == home or path.startswith(f"{home}/") else path
-
-
-def _literal(text: str) -> str:
-    """Return a text as a Python literal in double quotes."""
-    return json.dumps(text, ensure_ascii=False)

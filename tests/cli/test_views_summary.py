@@ -8,9 +8,9 @@ from rich.console import Console
 
 from dsft.cli.output import Output
 from dsft.cli.views.summary import render_summary
+from dsft.core.data.example_question import example_question
 from dsft.core.units import GIB
 from dsft.train.events import TrainResult
-from dsft.train.model_card import example_question
 from tests.train_results import make_cpu_result, make_result
 
 

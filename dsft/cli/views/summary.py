@@ -10,10 +10,10 @@ from rich.text import Text
 
 from dsft.cli.views.ascii import AsciiFallback
 from dsft.cli.views.drawing import format_step_time, with_noun
+from dsft.core.data.example_question import example_question
 from dsft.core.units import format_count, format_duration, format_gib
 from dsft.train.advice import suggest_speedup
 from dsft.train.events import TrainResult
-from dsft.train.model_card import example_question
 from dsft.train.summary import CARD, PLOT, SUMMARY
 
 _Row = tuple[str, RenderableType]

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from dsft.core.errors import ModelError
+from dsft.core.markdown import is_hub_id
 from dsft.train.loss_plot import draw_losses, smooth
-from dsft.train.model_card import is_hub_id, render_model_card
+from dsft.train.model_card import render_model_card
 from dsft.train.summary import CARD, PLOT, SUMMARY, read_summary, write_summary
 from tests.train_results import make_cpu_result, make_result
 
