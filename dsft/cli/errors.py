@@ -20,7 +20,7 @@ _HUB_WAYS_ON = (
 
 _MEMORY_WAYS_ON = (
     "Close other programs that use the memory, or need less of it: to train, a smaller --max-length or --lora-r; "
-    "to infer, a shorter prompt or --load-in-4bit."
+    "to infer, a shorter prompt or --load-in-4bit; to merge, --device cpu."
 )
 
 
@@ -71,9 +71,9 @@ def _report_stop(error: BaseException) -> Report | None:
         return Report("RunInterrupted", found, fix, error.exit_code, label="stopped")
     fix = " ".join(getattr(error, "__notes__", []))
     if isinstance(error, KeyboardInterrupt):
-        return Report("Interrupted", "SIGINT; no new checkpoint was saved.", fix, ExitCode.INTERRUPTED, label="stopped")
+        return Report("Interrupted", "SIGINT; nothing more was saved.", fix, ExitCode.INTERRUPTED, label="stopped")
     if isinstance(error, Terminated):
-        return Report("Terminated", "SIGTERM; no new checkpoint was saved.", fix, ExitCode.TERMINATED, label="stopped")
+        return Report("Terminated", "SIGTERM; nothing more was saved.", fix, ExitCode.TERMINATED, label="stopped")
     return None
 
 

@@ -47,6 +47,7 @@ def modules_after(repository: Path, args: list[str]) -> tuple[int, set[str]]:
         (["trian"], 2, {"pydantic"}),
         (["train", "--help"], 0, {"pydantic"}),
         (["infer", "--help"], 0, {"pydantic"}),
+        (["merge", "--help"], 0, {"pydantic"}),
         (["train", "--lora-r", "0"], 2, {"pydantic", "yaml"}),
     ],
 )

@@ -27,8 +27,8 @@ def test_memory_that_torch_does_not_get_on_a_cpu_is_no_bug_of_dsft():
     )
 
 
-@pytest.mark.parametrize("word", ["--max-length", "--load-in-4bit"])
-def test_the_way_out_of_too_little_memory_fits_training_and_inference(word):
+@pytest.mark.parametrize("word", ["--max-length", "--load-in-4bit", "--device cpu"])
+def test_the_way_out_of_too_little_memory_fits_training_inference_and_merging(word):
     assert word in report(MemoryError()).fix
 
 

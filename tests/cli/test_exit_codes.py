@@ -130,7 +130,7 @@ def test_a_signal_outside_the_training_loop_ends_with_its_code(
     slow_run.send_signal(signal_number)
     _, error = slow_run.communicate(timeout=30)
     assert slow_run.returncode == code
-    assert error.splitlines() == [f"stopped: {signal_number.name}; no new checkpoint was saved."]
+    assert error.splitlines() == [f"stopped: {signal_number.name}; nothing more was saved."]
 
 
 SHORT_RUN = """

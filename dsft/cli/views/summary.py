@@ -1,57 +1,39 @@
 """What a finished run shows: its techniques, its results, where its files are, and what to do next."""
 
-import shlex
-
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from dsft.cli.views.ascii import AsciiFallback
 from dsft.cli.views.drawing import format_step_time, with_noun
+from dsft.cli.views.sections import Row, ShellCommand, draw_section, draw_title
 from dsft.core.data.example_question import example_question
 from dsft.core.units import format_count, format_duration, format_gib
 from dsft.train.advice import suggest_speedup
 from dsft.train.events import TrainResult
 from dsft.train.summary import CARD, PLOT, SUMMARY
 
-_Row = tuple[str, RenderableType]
-
 
 def render_summary(result: TrainResult) -> RenderableType:
     """Draw the end of a run."""
     parts: list[RenderableType] = [
         Text.assemble(("✓ ", "bold green"), (result.run_name, "bold"), " is trained"),
-        _section("Techniques", [(name, Text(use)) for name, use in result.techniques.items()]),
-        _section("Results", _result_rows(result)),
-        _section("Files", _file_rows(result)),
-        _title("Next"),
-        _InferCommand(result),
+        draw_section("Techniques", [(name, Text(use)) for name, use in result.techniques.items()]),
+        draw_section("Results", _result_rows(result)),
+        draw_section("Files", _file_rows(result)),
+        draw_title("Next"),
+        ShellCommand(["dsft", "infer", example_question(result.template)], ["--model", result.save_dir]),
     ]
     advice = suggest_speedup(result)
     if advice is not None:
-        parts += [_title("Faster"), Padding(Text(advice), (0, 0, 0, 2))]
+        parts += [draw_title("Faster"), Padding(Text(advice), (0, 0, 0, 2))]
     return AsciiFallback(Group(*parts))
 
 
-def _title(text: str) -> Text:
-    return Text(f"\n{text}", "bold cyan")
-
-
-def _section(title: str, rows: list[_Row]) -> RenderableType:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", min_width=16)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    return Group(_title(title), Padding(table, (0, 0, 0, 2)))
-
-
-def _result_rows(result: TrainResult) -> list[_Row]:
+def _result_rows(result: TrainResult) -> list[Row]:
     epochs = f"{format_count(result.num_steps)}, {with_noun(f'{result.num_epochs:.3g}', 'epoch')}"
     start = f" for the steps after {result.first_step}" if result.first_step else ""
-    rows: list[_Row] = [
+    rows: list[Row] = [
         ("steps", Text(epochs)),
         ("time", Text(format_duration(result.duration_s) + start + (f" on {result.device}" if result.device else ""))),
         ("training loss", _fall(result.first_loss, result.final_loss)),
@@ -113,25 +95,8 @@ def _format_prediction(result: TrainResult) -> str:
     return " · ".join(parts)
 
 
-def _file_rows(result: TrainResult) -> list[_Row]:
+def _file_rows(result: TrainResult) -> list[Row]:
     return [
         ("adapter", Text.assemble(result.save_dir, (f"  with tokenizer, {SUMMARY}, {PLOT}, {CARD}", "dim"))),
         ("checkpoints", Text(result.output_dir)),
     ]
-
-
-class _InferCommand:
-    """The command that asks the model, in one line or, where that does not fit, in two that can be pasted as well.
-
-    A line that is still too long is left to the terminal to wrap: a line end inside it would be part of the question.
-    """
-
-    def __init__(self, result: TrainResult) -> None:
-        self._ask = "  " + shlex.join(["dsft", "infer", example_question(result.template)])
-        self._model = shlex.join(["--model", result.save_dir])
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # Not padded: a blank behind the backslash would end the command there.
-        line = f"{self._ask} {self._model}"
-        fits = cell_len(line) <= options.max_width
-        yield Text(line if fits else f"{self._ask} \\\n    {self._model}", no_wrap=True, overflow="ignore")
