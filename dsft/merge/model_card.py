@@ -8,10 +8,10 @@ from typing import Any
 
 from dsft.core.data.example_question import example_question
 from dsft.core.markdown import format_code, format_generation, format_literal, format_table, is_hub_id
+from dsft.core.models.find_run import MERGED_FOLDER
 from dsft.core.units import format_count
 from dsft.merge.result import MergeResult, Verification
 
-_DEFAULT_FOLDER_NAME = "merged_model"
 _NO_MODEL_NAME = re.compile(r"[^a-z0-9_.-]+")
 
 
@@ -84,8 +84,8 @@ def suggest_ollama_name(result: MergeResult) -> str:
 def _title(result: MergeResult) -> str:
     """Return the name of the output folder, or of the adapter's where that is the default one inside it."""
     folder = PurePath(result.output)
-    named = folder.parent if folder.name == _DEFAULT_FOLDER_NAME and folder.parent.name else folder
-    return named.name or _DEFAULT_FOLDER_NAME
+    named = folder.parent if folder.name == MERGED_FOLDER and folder.parent.name else folder
+    return named.name or MERGED_FOLDER
 
 
 def _front_matter(result: MergeResult, training: Mapping[str, Any]) -> str:
