@@ -21,7 +21,7 @@ from dsft.core.memory.model_shape import ModelShape
 from dsft.core.models.device import resolve_device, torch_dtype
 from dsft.core.models.load import load_quantized
 from dsft.train.planning import look_at_card
-from dsft.train.versions import versions
+from dsft.core.versions import versions
 
 NUM_STEPS_BEFORE_PROFILE = 1
 

@@ -1,6 +1,5 @@
 """The two folders of a run: which run they belong to, and when they may be written."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dsft.core.errors import OutputFolderError
+from dsft.core.locks import held
 from dsft.train.checkpoint import list_checkpoints
 
 RUN_RECORD = "run.json"
@@ -155,21 +155,8 @@ def locked(folders: RunFolders) -> Iterator[None]:
 
 @contextmanager
 def _held(folder: Path, flag: str) -> Iterator[None]:
-    with _made(folder):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise OutputFolderError(
-                f"Another run is writing into {folder} now.", f"Wait for its end, or choose another {flag}."
-            ) from None
-        except OSError:
-            pass  # some network file systems have no locks
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+    with _made(folder), held(folder, f"Wait for its end, or choose another {flag}."):
+        yield
 
 
 @contextmanager

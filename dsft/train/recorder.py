@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import resource
 import statistics
 from collections import deque
 from datetime import UTC, datetime
@@ -129,8 +128,3 @@ class RunRecorder:
             sum(step.num_targets for step in steady) / seconds,
             statistics.median(step.duration_s for step in steady),
         )
-
-
-def peak_host_bytes() -> int:
-    """Return the peak resident set of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

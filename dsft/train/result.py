@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import dsft
+from dsft.core.host_memory import peak_host_bytes
+from dsft.core.versions import versions
 from dsft.train.events import PlanChanged, TrainResult
 from dsft.train.model_card import write_example_prompt
-from dsft.train.recorder import RunRecorder, peak_host_bytes
+from dsft.train.recorder import RunRecorder
 from dsft.train.setup import RunSetup, describe_techniques
 from dsft.train.trainer import QloraTrainer
-from dsft.train.versions import versions
 
 FINAL_STEPS = 10
 """Steps whose mean is the final training loss: single batches differ too much from one another."""

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from dsft import __version__
-from dsft.train.versions import versions
+from dsft.core.versions import versions
 
 
 def test_names_dsft_python_and_the_packages_of_a_run() -> None:
@@ -18,7 +18,7 @@ def test_names_dsft_python_and_the_packages_of_a_run() -> None:
 
 def test_loads_no_heavy_package() -> None:
     code = (
-        "import sys; from dsft.train.versions import versions; versions(); "
+        "import sys; from dsft.core.versions import versions; versions(); "
         "print([name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,156 @@
+"""The base model of a merge: where it is, whether it is the one the adapter was trained on, and its files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from dsft.core.errors import ModelError, UnreachableHubError
+from dsft.core.hub import is_hub_reachable
+from dsft.core.models.find_run import BaseName, ModelChoice, choose_model, find_base, find_tokenizer
+from dsft.core.models.source import ModelSource, fingerprint_weights
+from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
+from dsft.merge.config import MergeConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_FORCE = "If you know that it is the same model, add --force."
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model that was found.
+
+    Attributes:
+        source: The model.
+        name: As named.
+        folder: Its files on this machine.
+        fingerprint: What its weights are known by.
+    """
+
+    source: ModelSource
+    name: BaseName
+    folder: Path
+    fingerprint: str
+
+    def read_json(self, file: str) -> dict[str, Any] | None:
+        """Return the content of one of its JSON files; None where it has no such file.
+
+        Raises:
+            ModelError: The file is damaged.
+        """
+        path = self.folder / file
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} can't be read: {error}.", "Copy the model again.") from error
+        if not isinstance(content, dict):
+            raise ModelError(f"{path} holds no JSON object.", "Copy the model again.")
+        return content
+
+
+def find_matching_base(config: MergeConfig, choice: ModelChoice) -> Base:
+    """Find the base model of an adapter and refuse another one.
+
+    The weights' fingerprint decides where the run recorded one of the same kind; else the name does, of which the last
+    part counts: a hub model and its copy in a folder are the same.
+
+    Raises:
+        ModelError: There is no such model, it is quantized, or it is not the adapter's.
+        UnreachableHubError: The hub did not answer, and its cache does not hold the model.
+    """
+    source, name = find_base(choice)
+    if "quantization_config" in source.model_config:
+        raise ModelError(
+            f"{source.name} is quantized, and a merge into quantized weights would damage the model.",
+            "Give the 16-bit original with --base.",
+        )
+    fingerprint = fingerprint_weights(source)
+    if not config.force:
+        _check_is_the_same(config, choice, source, fingerprint)
+    return Base(source, name, _find_files(source), fingerprint)
+
+
+def load_matching_tokenizer(choice: ModelChoice, base: Base) -> LoadedTokenizer:
+    """Load the adapter's tokenizer, or the base's where it has none, and refuse one that gives tokens other ids.
+
+    Raises:
+        TokenizerError: It changes text.
+        ModelError: The base's tokenizer has other tokens at the same ids.
+    """
+    source = find_tokenizer(choice, base.source)
+    loaded = load_tokenizer(source)
+    if source is base.source or not (base.folder / "tokenizer.json").is_file():
+        return loaded
+    change = _find_changed_token(load_tokenizer(base.source).tokenizer, loaded.tokenizer)
+    if change is not None:
+        raise ModelError(
+            f"The adapter's tokenizer is not that of {base.name.name}: {change}.",
+            "Give the model it was trained on with --base.",
+        )
+    return loaded
+
+
+def _check_is_the_same(config: MergeConfig, choice: ModelChoice, source: ModelSource, fingerprint: str) -> None:
+    recorded = choice.fingerprint
+    if recorded is not None and len(recorded) == len(fingerprint):
+        if recorded != fingerprint:
+            raise ModelError(
+                f"The weights of {source.name} are not those that {choice.name} was trained on.",
+                f"Give the model it was trained on with --base. {_FORCE}",
+            )
+        return
+    if config.base is None:
+        return
+    names = _recorded_names(config)
+    if names and _last_part(config.base) not in {_last_part(name) for name in names}:
+        raise ModelError(
+            f"{choice.name} was trained on {' or '.join(names)}, and --base is {config.base}.",
+            f"Leave --base out, or give a copy of that model. {_FORCE}",
+        )
+
+
+def _recorded_names(config: MergeConfig) -> list[str]:
+    try:
+        return [base.name for base in choose_model(config.adapter, None, Path()).bases]
+    except ModelError:  # the adapter names none, so any is right
+        return []
+
+
+def _last_part(name: str) -> str:
+    return PurePosixPath(name.removeprefix("builtin:").rstrip("/")).name.lower()
+
+
+def _find_files(source: ModelSource) -> Path:
+    if source.is_local:
+        return Path(source.location)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                source.location,
+                revision=source.commit or source.revision,
+                allow_patterns=list(_FILES),
+                local_files_only=not is_hub_reachable(),
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise UnreachableHubError(
+            f"The model hub did not give all files of {source.name}: {first_line}",
+            "Try again later, or give a local folder with --base DIR.",
+        ) from error
+
+
+def _find_changed_token(base: "PreTrainedTokenizerFast", own: "PreTrainedTokenizerFast") -> str | None:
+    ids = own.get_vocab()
+    for token, token_id in base.get_vocab().items():
+        if ids.get(token) != token_id:
+            return f"{token!r} has the id {token_id} there and {ids.get(token, 'none')} here"
+    return None

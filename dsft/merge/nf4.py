@@ -1,0 +1,26 @@
+"""The NF4 round trip of a weight: what training computed with instead of the weight itself."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def round_to_nf4(weight: "torch.Tensor", compute_dtype: "torch.dtype") -> "torch.Tensor":
+    """Quantize a weight as training does and return what it dequantizes to.
+
+    NF4 in blocks of 64 with double quantization (QLoRA, arXiv:2305.14314, section 3). The scales' common offset is
+    a mean over the whole tensor, so the tensor can't be taken in pieces.
+
+    Args:
+        weight: A whole weight of a linear layer, in any float type.
+        compute_dtype: The type training computed in: the weight was loaded in it, and dequantized into it.
+
+    Returns:
+        The weight in `compute_dtype`, same shape.
+    """
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    codes, state = quantize_4bit(weight.to(compute_dtype), blocksize=64, compress_statistics=True, quant_type="nf4")
+    rounded: torch.Tensor = dequantize_4bit(codes, state)
+    return rounded

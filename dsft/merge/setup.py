@@ -1,0 +1,195 @@
+"""Everything a merge decides before it writes: what is merged into what, how each tensor is made, where it goes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsft.core.errors import ModelError
+from dsft.core.models.device import resolve_device
+from dsft.core.models.find_run import ModelChoice, choose_model
+from dsft.core.models.tokenizer import LoadedTokenizer
+from dsft.core.models.weight_files import open_model_weights
+from dsft.core.signals import held_signals
+from dsft.merge.base import Base, find_matching_base, load_matching_tokenizer
+from dsft.merge.config import MergeConfig
+from dsft.merge.events import EventSink, Notice
+from dsft.merge.target import check_room, find_target
+
+if TYPE_CHECKING:
+    import torch
+
+    from dsft.core.data.prompts import PromptTemplate
+    from dsft.core.models.weight_files import WeightFiles
+    from dsft.merge.arithmetic import MergeSource
+    from dsft.merge.gguf_plan import GgufPlan
+    from dsft.merge.shards import ShardLayout
+    from dsft.merge.structure import Structure
+
+
+@dataclass(frozen=True)
+class MergeSetup:
+    """What a merge will do.
+
+    Attributes:
+        config: What was asked for.
+        choice: The adapter and what its run recorded.
+        adapter_dir: The adapter's folder.
+        base: The base model.
+        target: Folder of the merged model.
+        tokenizer: The adapter's, or the base's.
+        template: Prompt template of the run; None where none is recorded.
+        chat_template: Jinja template for other programs; None where there is none.
+        structure: The base model and where the adapter changes it.
+        source: Makes the merged tensors.
+        layout: Their files.
+        model_config: Content of the merged model's config.json.
+        gguf: The GGUF file; None where none was asked for.
+    """
+
+    config: MergeConfig
+    choice: ModelChoice
+    adapter_dir: Path
+    base: Base
+    target: Path
+    tokenizer: LoadedTokenizer
+    template: "PromptTemplate | None"
+    chat_template: str | None
+    structure: "Structure"
+    source: "MergeSource"
+    layout: "ShardLayout"
+    model_config: dict[str, Any]
+    gguf: "GgufPlan | None"
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of the weights that one pass through the merged model reads: a tied embedding is read as head too."""
+        plan = self.source.plan
+        tied = [
+            recipe.tensor for recipe in plan.recipes if plan.is_tied and recipe.tensor.name == self.structure.embedding
+        ]
+        return self.layout.num_bytes + sum(self.layout.tensor_bytes(tensor) for tensor in tied)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        if self.template is not None:
+            return list(self.template.stop_token_ids)
+        return [int(self.tokenizer.tokenizer.eos_token_id)]
+
+
+@contextmanager
+def prepared(config: MergeConfig, sink: EventSink) -> Iterator[MergeSetup]:
+    """Decide all of a merge, and hold the base model's files open; writes nothing.
+
+    Raises:
+        InputError: Adapter, base or output folder can't be used, or the adapter can't be merged exactly.
+        MergeError: The adapter holds NaN or infinite numbers.
+        WriteError: There is too little room.
+        NoGpuError: A GPU was demanded and there is none.
+    """
+    choice = choose_model(config.adapter, config.base, Path())
+    if choice.adapter_dir is None:
+        raise ModelError(
+            f"{choice.name} is no adapter (it has no adapter_config.json).", "Give the folder that `dsft train` saved."
+        )
+    if config.adapter is None:
+        sink(Notice(f"Adapter: {choice.name}, the newest finished run."))
+    base = find_matching_base(config, choice)
+    if config.base is None and base.name is not choice.bases[0]:
+        sink(Notice(f"The base model {choice.bases[0].name} is not there; taking {base.name.name}."))
+    local = base.folder if base.source.is_local else None
+    target = find_target(choice.adapter_dir, config.output, local, overwrite=config.overwrite)
+    with held_signals():
+        # Not all is needed here yet, but imports are not to be interrupted.
+        import bitsandbytes  # noqa: F401
+        from peft import PeftModel  # noqa: F401
+        from transformers import AutoModelForCausalLM  # noqa: F401
+    with open_model_weights(base.folder, base.source.name) as weights:
+        setup = _decide(config, choice, choice.adapter_dir, base, target, weights)
+        if setup.gguf is not None:
+            for text in setup.gguf.notices:
+                sink(Notice(text))
+        yield setup
+
+
+def _decide(
+    config: MergeConfig, choice: ModelChoice, adapter_dir: Path, base: Base, target: Path, weights: "WeightFiles"
+) -> MergeSetup:
+    import torch
+
+    from dsft.core.data.prompts import get_template
+    from dsft.merge.adapter import check_finite, open_adapter
+    from dsft.merge.arithmetic import MergeSource
+    from dsft.merge.folder import choose_chat_template, make_model_config
+    from dsft.merge.plan import find_vocab_size, plan_merge
+    from dsft.merge.shards import lay_out
+    from dsft.merge.structure import find_embedding, read_structure
+
+    device = torch.device(resolve_device(config.device).kind)
+    tokenizer = load_matching_tokenizer(choice, base)
+    adapter = open_adapter(adapter_dir)
+    vocab_size = find_vocab_size(adapter, find_embedding(base.folder))
+    structure = read_structure(base.folder, adapter.config, vocab_size)
+    plan = plan_merge(structure, adapter, weights, base.source.name)
+    _check_vocabulary(tokenizer, plan.vocab_size)
+    template = None if choice.template is None else get_template(choice.template, tokenizer.tokenizer)
+    nf4_dtype = _compute_dtype(choice) if config.base_rounding == "nf4" else None
+    source = MergeSource(plan, weights, adapter, device, nf4_dtype)
+    setup = MergeSetup(
+        config=config,
+        choice=choice,
+        adapter_dir=adapter_dir,
+        base=base,
+        target=target,
+        tokenizer=tokenizer,
+        template=template,
+        chat_template=choose_chat_template(template, tokenizer.tokenizer),
+        structure=structure,
+        source=source,
+        layout=lay_out(source.tensors, config.dtype),
+        model_config=make_model_config(base.source.model_config, plan, config.dtype),
+        gguf=None,
+    )
+    if config.gguf is not None:
+        setup = _with_gguf(setup)
+    gguf_bytes = 0 if setup.gguf is None else setup.gguf.most_file_bytes
+    check_room(target, setup.layout.num_bytes + gguf_bytes)
+    check_finite(adapter)
+    return setup
+
+
+def _with_gguf(setup: MergeSetup) -> MergeSetup:
+    from dataclasses import replace
+
+    from dsft.merge.gguf_plan import plan_gguf
+
+    if setup.config.gguf is None:
+        return setup
+    plan = plan_gguf(
+        setup.config.gguf,
+        setup.source.tensors,
+        setup.model_config,
+        setup.tokenizer.tokenizer,
+        name=setup.adapter_dir.resolve().name,
+        stop_token_ids=setup.stop_token_ids,
+        chat_template=setup.chat_template,
+    )
+    return replace(setup, gguf=plan)
+
+
+def _check_vocabulary(tokenizer: LoadedTokenizer, vocab_size: int) -> None:
+    last = max(tokenizer.tokenizer.get_vocab().values())
+    if last >= vocab_size:
+        raise ModelError(
+            f"The tokenizer has a token {last}, and the merged model only {vocab_size} tokens.",
+            "Give the model the adapter was trained on with --base, and the tokenizer it was trained with.",
+        )
+
+
+def _compute_dtype(choice: ModelChoice) -> "torch.dtype":
+    import torch
+
+    # A run that chose by itself took bfloat16 on every GPU that has it.
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choice.precision or "bf16"]

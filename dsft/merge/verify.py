@@ -1,0 +1,247 @@
+"""The proof of a merge: the merged model's logits against those of base and adapter as PEFT computes them.
+
+Both models run in float32, one module at a time, so that neither is in memory as a whole.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsft.core.errors import MergeError
+from dsft.core.models.weight_files import open_model_weights
+from dsft.merge.adapter import Adapter
+from dsft.merge.arithmetic import MergeSource
+from dsft.merge.config import OutputDtype
+from dsft.merge.plan import Recipe, strip_wrappers
+from dsft.merge.result import Verification
+from dsft.merge.streamed_model import stream_weights, stream_weights_twice
+from dsft.merge.structure import ADAPTER_NAME, Structure, build_empty_model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_UNEXPLAINED_SHARE = 0.1
+"""Of what rounding explains, so much may the merged model differ from PEFT's merge rounded to the same type: a sum that
+lies between two numbers of the type may fall to either side."""
+
+_NOISE = 1e-4
+"""Differences below this share of the logits' spread are float32's own."""
+
+_MAX_ROUNDING_STEPS = 40
+"""Rounding errors, relative to the logits' spread and in units of the type's, grow to 1 or 2 in trained models of 30
+layers; far beyond that the update itself is lost in rounding."""
+
+_COMPARED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What is compared.
+
+    Attributes:
+        structure: The base model and where the adapter changes it; its `adapted` model is used up.
+        source: Base and adapter.
+        folder: The merged model with its config.json.
+        dtype: Type of the merged weights.
+        token_ids: Prompts, (samples, tokens).
+        on_bytes: Receives the bytes of merged weights that were run, twice those of the whole model in all.
+    """
+
+    structure: Structure
+    source: MergeSource
+    folder: Path
+    dtype: OutputDtype
+    token_ids: "torch.Tensor"
+    on_bytes: Callable[[int], None]
+
+
+def verify(proof: Proof) -> Verification:
+    """Compare the logits of base and adapter with those of the merged model.
+
+    The control is PEFT's own merge, rounded to the same type: its difference from the unmerged model is what the type
+    explains, and the merged model must not differ from it by more than a fraction of that.
+
+    Returns:
+        All differences.
+
+    Raises:
+        MergeError: The merged model computes something else, or rounding loses the update.
+    """
+    import torch
+
+    with torch.inference_mode():
+        unmerged, control = _run_unmerged(proof)
+        merged = _run_merged(proof)
+        found = compare(unmerged, control, merged)
+        spread = float(unmerged.std())
+    _judge(found, spread, proof.dtype)
+    return found
+
+
+def compare(unmerged: "torch.Tensor", control: "torch.Tensor", merged: "torch.Tensor") -> Verification:
+    """Compare logits in float32, (positions, vocabulary) each."""
+    import torch
+
+    max_difference = total = rounding = excess = kl_sum = kl_max = same = 0.0
+    for first in range(0, len(unmerged), _COMPARED_ROWS):
+        rows = slice(first, first + _COMPARED_ROWS)
+        difference = (merged[rows] - unmerged[rows]).abs()
+        max_difference = max(max_difference, float(difference.max()))
+        total += float(difference.double().sum())
+        rounding += float((control[rows] - unmerged[rows]).abs().double().sum())
+        excess += float((merged[rows] - control[rows]).abs().double().sum())
+        expected = torch.log_softmax(unmerged[rows].double(), dim=-1)
+        kl = (expected.exp() * (expected - torch.log_softmax(merged[rows].double(), dim=-1))).sum(dim=-1)
+        kl_sum += float(kl.sum())
+        kl_max = max(kl_max, float(kl.max()))
+        same += float((unmerged[rows].argmax(dim=-1) == merged[rows].argmax(dim=-1)).sum())
+    num_tokens, num_logits = len(unmerged), unmerged.numel()
+    return Verification(
+        num_tokens=num_tokens,
+        max_difference=max_difference,
+        mean_difference=total / num_logits,
+        mean_kl=kl_sum / num_tokens,
+        max_kl=kl_max,
+        top_token_agreement=same / num_tokens,
+        rounding_mean_difference=rounding / num_logits,
+        excess_mean_difference=excess / num_logits,
+    )
+
+
+def _judge(found: Verification, spread: float, dtype: OutputDtype) -> None:
+    import torch
+
+    noise = _NOISE * spread
+    # Written so that NaN fails.
+    if not found.excess_mean_difference <= _UNEXPLAINED_SHARE * found.rounding_mean_difference + noise:
+        raise MergeError(
+            f"The merged model does not compute what base and adapter do: its logits differ by "
+            f"{found.excess_mean_difference:.2g} on average from PEFT's merge, of which rounding to {dtype} explains "
+            f"{_UNEXPLAINED_SHARE * found.rounding_mean_difference:.2g}.",
+            "Check the disk and memory of this machine, then report this with the adapter_config.json.",
+        )
+    limit = _MAX_ROUNDING_STEPS * torch.finfo(getattr(torch, dtype)).eps / 2 * spread + noise
+    if not found.mean_difference <= limit:
+        raise MergeError(
+            f"Rounding to {dtype} changes the logits by {found.mean_difference:.2g} on average, more than the "
+            f"{limit:.2g} that rounding of a whole model explains: the adapter's update is too small for this type.",
+            "Take --dtype float32 (or float16, which is finer than bfloat16), or use the adapter unmerged.",
+        )
+
+
+def _run_unmerged(proof: Proof) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Return the logits of base and adapter, and those of PEFT's merge rounded to the type."""
+    import torch
+
+    model = proof.structure.adapted.base_model.model
+    reader = _UnmergedWeights(proof)
+    dtype = getattr(torch, proof.dtype)
+
+    def change(unit: "nn.Module") -> None:
+        _merge_by_peft(unit)
+        for parameter in unit.parameters():
+            if not parameter.is_meta:
+                _round_in_place(parameter, dtype)
+
+    num_samples = len(proof.token_ids)
+    stream_weights_twice(model, reader.read, proof.source.device, num_samples, change, _forget_merge)
+    logits = model(proof.token_ids.repeat(2, 1).to(proof.source.device), use_cache=False).logits
+    unmerged, control = logits.flatten(0, 1).chunk(2)
+    return unmerged, control
+
+
+def _run_merged(proof: Proof) -> "torch.Tensor":
+    model = build_empty_model(proof.folder)
+    structure, plan = proof.structure, proof.source.plan
+    tied = {structure.head: structure.embedding} if plan.is_tied else {}
+    with open_model_weights(proof.folder, str(proof.folder)) as weights:
+
+        def read(name: str) -> "torch.Tensor":
+            stored = tied.get(name, name)
+            shape = weights.shape(stored)
+            rows = shape[0] if shape else 1
+            step = max(1, 2**22 * rows // max(1, weights.tensors[stored].num_bytes))
+            pieces = (
+                (weights.read_rows(stored, first, min(first + step, rows)) for first in range(0, rows, step))
+                if shape
+                else iter([weights.read(stored)])
+            )
+            proof.on_bytes(weights.tensors[stored].num_bytes)
+            return _assemble(shape, pieces, proof.source.device)
+
+        stream_weights(model, read, proof.source.device)
+        logits: torch.Tensor = model(proof.token_ids.to(proof.source.device), use_cache=False).logits
+    return logits.flatten(0, 1)
+
+
+class _UnmergedWeights:
+    """Finds the tensors of the adapted model in base and adapter by the names they have in it."""
+
+    def __init__(self, proof: Proof) -> None:
+        self._proof = proof
+        self._adapter: Adapter = proof.source.adapter
+        self._recipes: dict[str, Recipe] = {recipe.tensor.name: recipe for recipe in proof.source.plan.recipes}
+        structure = proof.structure
+        if structure.head is not None and structure.head not in self._recipes:
+            self._recipes[structure.head] = self._recipes[structure.embedding]
+
+    def read(self, name: str) -> "torch.Tensor":
+        own = self._find_own(name)
+        if own is not None:
+            return self._proof.source.read_adapter(own)
+        recipe = self._recipes[_base_name(name)]
+        pieces = self._proof.source.read_source(recipe)
+        weight = _assemble(recipe.tensor.shape, pieces, self._proof.source.device)
+        self._proof.on_bytes(weight.nbytes // 4 * _VALUE_BYTES[self._proof.dtype])
+        return weight
+
+    def _find_own(self, name: str) -> str | None:
+        saved = f"base_model.model.{name.replace(f'.{ADAPTER_NAME}', '')}"
+        candidates = (saved, saved.removesuffix(".weight")) if "lora_" in name or "token_adapter" in name else ()
+        return next((each for each in candidates if each in self._adapter.weights.names), None)
+
+
+_VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def _base_name(name: str) -> str:
+    return strip_wrappers(name.replace(f"modules_to_save.{ADAPTER_NAME}.", "").replace("token_adapter.", ""))
+
+
+def _merge_by_peft(unit: "nn.Module") -> None:
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import TrainableTokensWrapper
+
+    if isinstance(unit, LoraLayer):
+        unit.merge()
+    elif isinstance(unit, TrainableTokensWrapper):
+        unit.token_adapter.merge()
+
+
+def _forget_merge(unit: "nn.Module") -> None:
+    holder: Any = getattr(unit, "token_adapter", unit)
+    if getattr(holder, "merged_adapters", None):
+        holder.merged_adapters.clear()
+
+
+def _round_in_place(parameter: "torch.Tensor", dtype: "torch.dtype") -> None:
+    import torch
+
+    flat = parameter.data.view(-1)
+    for piece in torch.split(flat, 2**22):
+        piece.copy_(piece.to(dtype))
+
+
+def _assemble(shape: tuple[int, ...], pieces: "Iterable[torch.Tensor]", device: "torch.device") -> "torch.Tensor":
+    import torch
+
+    whole = torch.empty(shape, dtype=torch.float32, device=device)
+    if not shape:
+        return whole.copy_(next(iter(pieces)))
+    first = 0
+    for piece in pieces:
+        whole[first : first + len(piece)] = piece.to(device)
+        first += len(piece)
+    return whole

@@ -1,0 +1,128 @@
+"""Writing a merged model's files into a folder, in an order that leaves nothing loadable before all weights are there.
+
+config.json comes after the weights: without it no library takes the folder for a model.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsft.core.errors import MergeError
+from dsft.core.models.find_run import SUMMARY_FILE, find_tokenizer
+from dsft.core.versions import versions
+from dsft.merge.arithmetic import UpdateShare
+from dsft.merge.events import EventSink, Progress
+from dsft.merge.folder import copy_tokenizer, write_json
+from dsft.merge.generation_config import make_generation_config
+from dsft.merge.model_card import render_merged_card
+from dsft.merge.result import MergeResult
+from dsft.merge.setup import MergeSetup
+from dsft.merge.shards import Shard, write_shard
+
+if TYPE_CHECKING:
+    import torch
+
+    from dsft.merge.gguf_plan import GgufPlan
+    from dsft.merge.plan import Recipe
+
+MODELFILE = "Modelfile"
+CARD_FILE = "README.md"
+
+
+def write_weights(setup: MergeSetup, folder: Path, sink: EventSink) -> UpdateShare:
+    """Write the merged weights as safetensors, and their index where there are several files.
+
+    Returns:
+        How much of the update is left after rounding.
+
+    Raises:
+        MergeError: A merged weight is NaN or infinite, or too large for the type.
+    """
+    share = UpdateShare()
+    done, total = 0, setup.layout.num_bytes
+    sink(Progress("merge", 0, total))
+    for shard in setup.layout.shards:
+        for num_bytes in write_shard(folder, shard, setup.layout, _round_shard(setup, shard, share)):
+            done += num_bytes
+            sink(Progress("merge", done, total))
+    setup.layout.write_index(folder)
+    return share
+
+
+def write_gguf_file(setup: MergeSetup, plan: "GgufPlan", folder: Path, sink: EventSink) -> str:
+    """Write the GGUF file and the Ollama Modelfile.
+
+    Returns:
+        The GGUF file's name.
+    """
+    from dsft.merge.gguf_file import write_gguf
+    from dsft.merge.ollama import write_modelfile, write_prompt_template
+
+    name = f"model-{plan.kind}.gguf"
+    done = 0
+
+    def tell(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        sink(Progress("write gguf", done, plan.weight_bytes))
+
+    tell(0)
+    write_gguf(folder / name, plan, setup.source, tell)
+    tokenizer = setup.tokenizer.tokenizer
+    text = write_modelfile(
+        name,
+        None if setup.template is None else write_prompt_template(setup.template),
+        [str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in setup.stop_token_ids],
+        setup.model_config.get("max_position_embeddings"),
+    )
+    (folder / MODELFILE).write_text(text, encoding="utf-8")
+    return name
+
+
+def write_configuration(setup: MergeSetup, folder: Path) -> None:
+    """Write tokenizer, chat template, generation_config.json and, at last, config.json."""
+    source = find_tokenizer(setup.choice, setup.base.source)
+    tokenizer_dir = setup.base.folder if source is setup.base.source else Path(source.location)
+    copy_tokenizer(tokenizer_dir, folder, setup.chat_template)
+    generation = make_generation_config(
+        setup.base.read_json("generation_config.json"),
+        setup.model_config,
+        setup.stop_token_ids,
+        setup.tokenizer.tokenizer.pad_token_id,
+    )
+    write_json(folder / "generation_config.json", generation)
+    write_json(folder / "config.json", setup.model_config)
+
+
+def write_card(setup: MergeSetup, result: MergeResult, folder: Path) -> None:
+    """Write the model card."""
+    path = setup.adapter_dir / SUMMARY_FILE
+    training = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    note = ""
+    if setup.chat_template is not None and setup.template is not None:
+        note = f"The tokenizer's chat template writes the prompts of the run (`{setup.template.name}`)."
+    card = render_merged_card(result, training=training, chat_template_note=note, versions=versions())
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _round_shard(setup: MergeSetup, shard: Shard, share: UpdateShare) -> "Iterator[torch.Tensor]":
+    recipes = {recipe.tensor.name: recipe for recipe in setup.source.plan.recipes}
+    for tensor in shard.tensors:
+        yield from _round(setup, recipes[tensor.name], share)
+
+
+def _round(setup: MergeSetup, recipe: "Recipe", share: UpdateShare) -> "Iterator[torch.Tensor]":
+    import torch
+
+    dtype = getattr(torch, setup.config.dtype)
+    for merged, before in setup.source.merge(recipe):
+        rounded = merged.to(dtype)
+        if not torch.isfinite(rounded).all():
+            raise MergeError(
+                f"{recipe.tensor.name} of the merged model would hold NaN or infinite numbers in {setup.config.dtype}.",
+                "Take --dtype bfloat16, or an adapter or base without such weights.",
+            )
+        if before is not None:
+            share.add(rounded, merged, before)
+        yield rounded.cpu()
