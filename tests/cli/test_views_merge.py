@@ -118,6 +118,12 @@ def test_reports_are_thinned_but_for_first_and_last() -> None:
         assert all(later - earlier >= 10 for earlier, later in itertools.pairwise(done[:-1]))
 
 
+def test_a_phase_that_says_again_that_it_is_done_is_told_once() -> None:
+    chooser = ProgressChooser(1.0)
+    told = [chooser.choose(merged(done), number * 10.0) for number, done in enumerate((0, TOTAL, TOTAL, TOTAL))]
+    assert told == [[merged(0)], [merged(TOTAL)], [], []]
+
+
 def test_a_phase_cut_short_still_tells_its_last_report() -> None:
     chooser = ProgressChooser(1.0)
     chooser.choose(merged(0), 0.0)

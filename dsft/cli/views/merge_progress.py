@@ -107,6 +107,8 @@ class ProgressChooser:
 
     def choose(self, report: Progress, now_s: float) -> list[Progress]:
         """Return the reports to tell now that one has come at `now_s` (seconds on any monotonic clock)."""
+        if report == self._newest and not self._left_out:
+            return []  # nothing new: a phase that is done may say so again
         is_first = self._newest is None or self._newest.phase != report.phase
         before = self.finish() if is_first else []
         self._newest = report
