@@ -33,7 +33,7 @@ class UpdateShare:
     def add(self, rounded: "torch.Tensor", merged: "torch.Tensor", before: "torch.Tensor") -> None:
         """Count rows of a weight: after rounding, exact in float32, and before the update."""
         update = merged - before
-        kept = rounded.float().sub_(before)
+        kept = rounded.float() - before
         self.kept += float((kept * update).sum())
         self.exact += float(update.square_().sum())
 

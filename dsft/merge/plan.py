@@ -269,9 +269,13 @@ def _unties(structure: Structure, recipes: dict[str, Recipe]) -> bool:
     if structure.head is None or structure.adapted.peft_config["default"].ensure_weight_tying:
         return False
     embedding, head = recipes[structure.embedding], recipes[structure.head]
-    same_rows = (embedding.token_rows is None) == (head.token_rows is None)
-    has_update = embedding.update is not None or head.update is not None
-    return has_update or not same_rows or (embedding.origin, embedding.source) != (head.origin, head.source)
+    if embedding.update is not None or head.update is not None:
+        return True
+    if (embedding.token_rows is None) != (head.token_rows is None):
+        return True
+    # Both of a resized model are saved, but were one.
+    are_plain = _is_plain(structure, structure.embedding) and _is_plain(structure, structure.head)
+    return not are_plain and (embedding.origin, embedding.source) != (head.origin, head.source)
 
 
 def _check_shapes(recipe: Recipe, adapter: Adapter, base: WeightFiles, base_name: str) -> None:

@@ -198,9 +198,17 @@ class _UnmergedWeights:
         return weight
 
     def _find_own(self, name: str) -> str | None:
-        saved = f"base_model.model.{name.replace(f'.{ADAPTER_NAME}', '')}"
-        candidates = (saved, saved.removesuffix(".weight")) if "lora_" in name or "token_adapter" in name else ()
-        return next((each for each in candidates if each in self._adapter.weights.names), None)
+        if "lora_" not in name and "trainable_tokens" not in name:
+            return None
+        structure = self._proof.structure
+        saved = name.replace(f".{ADAPTER_NAME}", "")
+        candidates = [saved, saved.removesuffix(".weight")]
+        if structure.is_tied and structure.head is not None:
+            # What a tied head shares with the embedding is saved once.
+            head, embedding = (f"{weight.removesuffix('weight')}" for weight in (structure.head, structure.embedding))
+            candidates.append(f"{embedding}{saved.removeprefix(head)}")
+        full = (f"base_model.model.{each}" for each in candidates)
+        return next((each for each in full if each in self._adapter.weights.names), None)
 
 
 _VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
