@@ -275,7 +275,9 @@ def _unties(structure: Structure, recipes: dict[str, Recipe]) -> bool:
         return True
     # Both of a resized model are saved, but were one.
     are_plain = _is_plain(structure, structure.embedding) and _is_plain(structure, structure.head)
-    return not are_plain and (embedding.origin, embedding.source) != (head.origin, head.source)
+    if are_plain and embedding.origin == head.origin:
+        return False
+    return (embedding.origin, embedding.source) != (head.origin, head.source)
 
 
 def _check_shapes(recipe: Recipe, adapter: Adapter, base: WeightFiles, base_name: str) -> None:
