@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsft.cli.events import make_record, outlive_reader
 from dsft.cli.options import RUN_PANEL, ConfigOption, JsonOption, PresetOption, QuietOption, takes_settings
 from dsft.cli.output import Mode, Output
 from dsft.core.errors import ConfigError
@@ -58,7 +58,7 @@ def _run(resolved: "ResolvedConfig", output: Output, *, resume: bool, overwrite:
     from dsft.cli.views.summary import render_summary
 
     output.show(render_summary(result))
-    output.emit(_record(result))
+    output.emit(make_record(result))
 
 
 def _show_dry_run(resolved: "ResolvedConfig", output: Output) -> None:
@@ -72,7 +72,7 @@ def _show_dry_run(resolved: "ResolvedConfig", output: Output) -> None:
     output.show(render_data_report(dry.report))
     output.show(render_sample(dry.preview))
     output.show(render_plan(dry))
-    output.emit(_record(dry))
+    output.emit(make_record(dry))
 
 
 @contextmanager
@@ -84,26 +84,11 @@ def open_progress(output: Output) -> "Iterator[EventSink]":
         with ProgressView(output.stderr) as sink:
             yield sink
     else:
-        yield _outlive_reader(_json_sink(output) if output.mode is Mode.JSON else _quiet_sink(output))
-
-
-def _outlive_reader(write: "Callable[[Event], None]") -> "Callable[[Event], None]":
-    """Fall silent once nothing can be written any more, as the live display does: the run itself goes on."""
-    is_lost = False
-
-    def sink(event: "Event") -> None:
-        nonlocal is_lost
-        if not is_lost:
-            try:
-                write(event)
-            except OSError:
-                is_lost = True
-
-    return sink
+        yield outlive_reader(_json_sink(output) if output.mode is Mode.JSON else _quiet_sink(output))
 
 
 def _json_sink(output: Output) -> "Callable[[Event], None]":
-    return lambda event: output.emit(_record(event))
+    return lambda event: output.emit(make_record(event))
 
 
 def _quiet_sink(output: Output) -> "Callable[[Event], None]":
@@ -117,8 +102,3 @@ def _quiet_sink(output: Output) -> "Callable[[Event], None]":
             output.warn(plan_change_message(event).removeprefix("warning: "))
 
     return sink
-
-
-def _record(message: Any) -> dict[str, Any]:
-    """Return an event or result as a JSON object that starts with its class's name."""
-    return {"event": type(message).__name__} | {field.name: getattr(message, field.name) for field in fields(message)}

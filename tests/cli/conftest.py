@@ -54,7 +54,7 @@ def train(fake_run: FakeRun) -> Callable[..., ResolvedConfig]:
         fake_run.resolved = None
         fake_run.behave = lambda sink: None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dsft.cli.train._record", lambda message: {})
+            patch.setattr("dsft.cli.train.make_record", lambda message: {})
             assert main(["train", "--quiet", *args]) == 0
         assert fake_run.resolved is not None
         return fake_run.resolved

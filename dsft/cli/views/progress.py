@@ -3,68 +3,31 @@
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from types import TracebackType
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from dsft.cli.views.ascii import AsciiFallback, to_encodable
+from dsft.cli.views.event_view import EventView, can_redraw
 from dsft.cli.views.progress_lines import LineChooser, format_event
 from dsft.cli.views.progress_panel import render_progress
 from dsft.cli.views.progress_state import ProgressState, advance, finish
-from dsft.train.events import Event, EventSink, Notice, PlanChanged
+from dsft.train.events import Event, Notice, PlanChanged
 
 REFRESHES_PER_S = 4
 
 
-class ProgressView:
+class ProgressView(EventView[Event]):
     """Draws a run's events on a console; `with ProgressView(console) as sink: ...`.
 
-    Losing the screen must not lose the training: once the console can't be written to (a closed pipe, a terminal
-    that went away), the view falls silent and the run goes on.
-
     Args:
-        console: Where to draw, usually stderr. FORCE_COLOR makes colours of any file, but no live area.
+        console: Where to draw, usually stderr.
         clock: Monotonic clock in seconds.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
-        self._clock = clock
-        self._painter: _LivePainter | _LinePainter
-        is_live = console.is_interactive and console.file.isatty()
-        self._painter = _LivePainter(console, clock) if is_live else _LinePainter(console, clock)
-        self._is_started = False
-        self._is_lost = False
-
-    def __enter__(self) -> EventSink:
-        self._attempt(self._start)
-        return self._take
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Tried even when the screen is lost: cursor, stdout and stderr are put back, whatever can still be written.
-        if self._is_started:
-            with suppress(OSError):
-                self._painter.stop(is_failed=kind is not None)
-
-    def _start(self) -> None:
-        self._painter.start()
-        self._is_started = True
-
-    def _take(self, event: Event, /) -> None:
-        self._attempt(lambda: self._painter.take(event))
-
-    def _attempt(self, draw: Callable[[], None]) -> None:
-        if self._is_lost:
-            return
-        try:
-            draw()
-        except OSError:
-            self._is_lost = True
+        super().__init__(_LivePainter(console, clock) if can_redraw(console) else _LinePainter(console, clock))
 
 
 class _LivePainter:
