@@ -5,12 +5,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from dsft.core.errors import WriteError
+from dsft.core.signals import held_signals
 from dsft.core.units import format_gib
 
 _AT_FDCWD = -100
@@ -21,6 +22,8 @@ _RENAME_EXCHANGE = 2
 def staged(staging: Path, target: Path, fix: str) -> Iterator[None]:
     """Make an empty folder to write in, and flush what was written to disk; a failure leaves no folder behind.
 
+    Folders above it that are not there are made, and go again with it.
+
     Args:
         staging: The folder; what an earlier process left in it is removed.
         target: What it will be, for the message.
@@ -29,13 +32,18 @@ def staged(staging: Path, target: Path, fix: str) -> Iterator[None]:
     Raises:
         WriteError: The files can't be written.
     """
+    new_folders = [folder for folder in staging.absolute().parents if not folder.exists()]
     try:
         discard(staging)
         staging.mkdir(parents=True)
         yield
         flush_files(staging)
     except BaseException as error:
-        discard(staging)
+        with held_signals():  # a second Ctrl-C, from someone in a hurry, would leave half of it
+            discard(staging)
+            with suppress(OSError):  # ends at the first that is not empty
+                for folder in new_folders:
+                    folder.rmdir()
         if not _is_write_error(error):
             raise
         free = format_gib(shutil.disk_usage(nearest_folder(staging)).free)
@@ -77,7 +85,7 @@ def put_back(target: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a folder if it is there, what makes it loadable first: a kill in between leaves nothing that loads."""
-    for path in folder.glob("*.json"):
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.name != "config.json"):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -41,7 +41,10 @@ def run_merge(config: MergeConfig, sink: EventSink) -> MergeResult:
         WriteError: There is too little room, or files can't be written.
         NoGpuError: A GPU was demanded and there is none.
     """
-    with prepared(config, sink) as setup, written(setup.target, setup.adapter_dir) as folder:
+    with (
+        prepared(config, sink) as setup,
+        written(setup.target, setup.adapter_dir, overwrite=config.overwrite) as folder,
+    ):
         return _write(setup, folder, sink)
 
 

@@ -1,14 +1,16 @@
 """Where the merged model goes, and what may be replaced there."""
 
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dsft.core.errors import OutputFolderError, WriteError
 from dsft.core.locks import held
 from dsft.core.models.find_run import MERGE_SUMMARY_FILE, MERGED_FOLDER
-from dsft.core.staging import move_in, nearest_folder, put_back, staged
+from dsft.core.signals import held_signals
+from dsft.core.staging import discard, move_in, nearest_folder, put_back, staged
 from dsft.core.units import format_gib
 
 SMALL_FILES_BYTES = 64 * 2**20
@@ -16,6 +18,7 @@ SMALL_FILES_BYTES = 64 * 2**20
 
 _WAYS_ON = "Choose another folder with --output."
 _BUSY = "Wait for its end."
+_WRITE_FIX = "Put that right and merge again."
 
 
 def find_target(adapter_dir: Path, output: Path | None, base_folder: Path | None, *, overwrite: bool) -> Path:
@@ -28,22 +31,18 @@ def find_target(adapter_dir: Path, output: Path | None, base_folder: Path | None
         overwrite: Whether a merged model that is there may be replaced.
 
     Raises:
-        OutputFolderError: The folder holds something, and it is not a merged model that may be replaced.
+        OutputFolderError: The folder holds something, and it is not a merged model that may be replaced; or it can't
+            be made; or another command writes there.
     """
     target = (adapter_dir / MERGED_FOLDER) if output is None else output.expanduser()
-    put_back(target)
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise OutputFolderError(f"{target} is not a folder.", _WAYS_ON)
+    _check_place(target)
     resolved = target.resolve()
     for folder, whose in ((adapter_dir, "the adapter"), (base_folder, "the base model")):
         if folder is not None and (resolved == folder.resolve() or resolved in folder.resolve().parents):
             raise OutputFolderError(f"{target} is the folder of {whose}, or around it.", _WAYS_ON)
-    if not target.exists() or not any(target.iterdir()):
-        return target
-    if not (target / MERGE_SUMMARY_FILE).is_file():
-        raise OutputFolderError(f"{target} holds files that `dsft merge` did not write.", _WAYS_ON)
-    if not overwrite:
-        raise OutputFolderError(f"{target} already holds a merged model.", f"Replace it by --overwrite. {_WAYS_ON}")
+    with _locked(target, adapter_dir):
+        put_back(target)
+        _check_content(target, overwrite=overwrite)
     return target
 
 
@@ -54,7 +53,7 @@ def check_room(target: Path, num_bytes: int) -> None:
         WriteError: So many bytes do not fit.
     """
     place = target if target.exists() else nearest_folder(target)
-    free, needed = shutil.disk_usage(place).free, num_bytes + SMALL_FILES_BYTES
+    free, needed = shutil.disk_usage(place).free + _leftover_bytes(target), num_bytes + SMALL_FILES_BYTES
     if free < needed:
         raise WriteError(
             f"{place} has {format_gib(free)} free, and the merged model takes {format_gib(needed)}.",
@@ -63,18 +62,83 @@ def check_room(target: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def written(target: Path, adapter_dir: Path) -> Iterator[Path]:
+def written(target: Path, adapter_dir: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a folder to write in; it takes the target's place if all goes well, and is removed if not.
 
+    Args:
+        target: The folder of the merged model.
+        adapter_dir: The adapter's folder.
+        overwrite: Whether a merged model that is there may be replaced.
+
     Raises:
-        OutputFolderError: Another command writes into the same place, or trains this adapter.
+        OutputFolderError: Another command writes into the same place, or trains this adapter, or has written there.
         WriteError: The files can't be written.
     """
-    staging = target.with_name(f".{target.name}.writing")
-    with held(adapter_dir, _BUSY):
-        if staging.is_dir():
-            with held(staging, _BUSY):
-                pass  # what it holds is of a process that was killed
-        with staged(staging, target, "Put that right and merge again."), held(staging, _BUSY):
+    staging = _staging(target)
+    with _locked(target, adapter_dir) as locks:
+        _check_content(target, overwrite=overwrite)
+        with staged(staging, target, _WRITE_FIX):
+            locks.enter_context(held(staging, _BUSY))
             yield staging
-        move_in(staging, target)
+        _move_in(staging, target)
+
+
+def _check_place(target: Path) -> None:
+    if target.name in {"", ".."}:
+        raise OutputFolderError(f"--output {target} does not say the folder's own name.", "Say it, e.g. ./merged.")
+    if target.is_symlink():
+        raise OutputFolderError(f"{target} is a link.", _WAYS_ON)
+    if target.exists() and not target.is_dir():
+        raise OutputFolderError(f"{target} is not a folder.", _WAYS_ON)
+    if target.is_mount():  # no folder can be renamed to its place
+        raise OutputFolderError(
+            f"{target} is where a file system is mounted.", f"Choose a folder in it: --output {target / MERGED_FOLDER}"
+        )
+    parent = nearest_folder(target)
+    if not parent.is_dir():
+        raise OutputFolderError(f"{parent} is not a folder, and {target} belongs there.", _WAYS_ON)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputFolderError(f"{parent} can't be written, and {target} belongs there.", _WAYS_ON)
+
+
+def _check_content(target: Path, *, overwrite: bool) -> None:
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not (target / MERGE_SUMMARY_FILE).is_file():
+        raise OutputFolderError(f"{target} holds files that `dsft merge` did not write.", _WAYS_ON)
+    if not overwrite:
+        raise OutputFolderError(f"{target} already holds a merged model.", f"Replace it by --overwrite. {_WAYS_ON}")
+
+
+@contextmanager
+def _locked(target: Path, adapter_dir: Path) -> Iterator[ExitStack]:
+    with ExitStack() as locks:
+        for folder in (adapter_dir, target, _staging(target)):
+            if folder.is_dir():
+                locks.enter_context(held(folder, _BUSY))
+        yield locks
+
+
+def _move_in(staging: Path, target: Path) -> None:
+    is_complete = False
+    try:
+        with held_signals():
+            move_in(staging, target)
+            is_complete = True
+    except OSError as error:
+        put_back(target)
+        discard(staging)
+        raise WriteError(f"{target} can't be put in its place: {error}.", _WRITE_FIX) from error
+    except BaseException as stop:
+        if is_complete:
+            stop.add_note(f"{target} was complete by then; it holds the new model.")
+        raise
+
+
+def _leftover_bytes(target: Path) -> int:
+    """Return what a merge that was killed left; it is removed before anything is written."""
+    return sum(path.stat().st_blocks * 512 for path in _staging(target).rglob("*") if path.is_file())
+
+
+def _staging(target: Path) -> Path:
+    return target.with_name(f".{target.name}.writing")
