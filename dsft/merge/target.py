@@ -80,6 +80,7 @@ def written(target: Path, adapter_dir: Path, *, overwrite: bool) -> Iterator[Pat
         with staged(staging, target, _WRITE_FIX):
             locks.enter_context(held(staging, _BUSY))
             yield staging
+            _check_content(target, overwrite=overwrite)  # writing takes minutes
         _move_in(staging, target)
 
 
