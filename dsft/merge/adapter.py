@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dsft.core.errors import MergeError, ModelError
 from dsft.core.models.weight_files import open_weight_file
+from dsft.merge.weights import is_finite
 
 if TYPE_CHECKING:
     import torch
@@ -86,10 +87,8 @@ def check_finite(adapter: Adapter) -> None:
     Raises:
         MergeError: The first tensor that holds one.
     """
-    import torch
-
     for name in sorted(adapter.weights.names):
-        if not torch.isfinite(adapter.weights.read(name)).all():
+        if not is_finite(adapter.weights.read(name)):
             raise MergeError(
                 f"The adapter {adapter.folder} holds NaN or infinite numbers in {name}.",
                 "Train it again with a lower learning rate, or take an earlier checkpoint.",

@@ -1,8 +1,8 @@
 """The arithmetic of a merge: the rows of each merged tensor in float32, and what of the update rounding leaves."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING
 
 from dsft.core.models.weight_files import WeightFiles
@@ -32,10 +32,11 @@ class UpdateShare:
 
     def add(self, rounded: "torch.Tensor", merged: "torch.Tensor", before: "torch.Tensor") -> None:
         """Count rows of a weight: after rounding, exact in float32, and before the update."""
-        update = merged - before
-        kept = rounded.float() - before
-        self.kept += float((kept * update).sum())
-        self.exact += float(update.square_().sum())
+        import torch
+
+        update, kept = (merged - before).flatten(), (rounded.float() - before).flatten()
+        self.kept += float(torch.dot(kept, update))
+        self.exact += float(torch.dot(update, update))
 
     @property
     def share(self) -> float | None:
@@ -100,7 +101,7 @@ class MergeSource:
         import torch
 
         rows = recipe.tensor.shape[0] if recipe.tensor.shape else 1
-        step = max(1, _PIECE_VALUES * rows // max(1, prod(recipe.tensor.shape)))
+        step = max(1, _PIECE_VALUES * rows // max(1, math.prod(recipe.tensor.shape)))
         if recipe.origin == "adapter" or not recipe.tensor.shape or (recipe.is_quantized and self.nf4_dtype):
             whole = self._read_whole(recipe)
             for piece in torch.split(whole, step) if recipe.tensor.shape else (whole,):

@@ -11,7 +11,7 @@ from dsft.merge.structure import LowRankSite, Structure
 from dsft.merge.weights import MergedTensor
 
 _PREFIX = "base_model.model."
-_WRAPPERS = ("base_layer", "original_module", "modules_to_save")
+_WRAPPERS = ("base_layer", "original_module", "modules_to_save", "token_adapter")
 """Modules that PEFT puts around a module of the base; older versions leave them in the names they save."""
 
 _FACTORS = {
@@ -155,7 +155,8 @@ def strip_wrappers(name: str) -> str:
 
 def _sort_names(adapter: Adapter) -> _AdapterNames:
     names = _AdapterNames()
-    for full in sorted(adapter.weights.names):
+    # A module that is trained whole stands beside its original, which some versions of PEFT save too and nothing uses.
+    for full in sorted(adapter.weights.names, key=lambda name: (".original_module." not in name, name)):
         if not full.startswith(_PREFIX):
             raise ModelError(
                 f"The adapter {adapter.folder} holds {full}, which is no name that PEFT gives.", "Save it with PEFT."
@@ -191,6 +192,11 @@ def _check_places(structure: Structure, adapter: Adapter, names: _AdapterNames, 
             raise ModelError(
                 f"The adapter {adapter.folder} is incomplete for {base_name}: {path} lacks its factors.",
                 "Copy the adapter again, or give the model it was trained on with --base.",
+            )
+        if site.has_bias and f"{path}.bias" not in structure.shapes:
+            raise ModelError(
+                f"The adapter {adapter.folder} adds a bias to {path}, which has none in {base_name}.",
+                "Use it unmerged.",
             )
     for path in structure.saved_modules:
         own = [name for name in structure.shapes if name.startswith(f"{path}.")]
@@ -271,7 +277,7 @@ def _unties(structure: Structure, recipes: dict[str, Recipe]) -> bool:
     embedding, head = recipes[structure.embedding], recipes[structure.head]
     if embedding.update is not None or head.update is not None:
         return True
-    if (embedding.token_rows is None) != (head.token_rows is None):
+    if embedding.token_rows != head.token_rows:
         return True
     # Both of a resized model are saved, but were one.
     are_plain = _is_plain(structure, structure.embedding) and _is_plain(structure, structure.head)

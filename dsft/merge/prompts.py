@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from dsft.core.data.prompts import PromptTemplate
 
-MOST_TOKENS = 64
+MOST_TOKENS = 32
 
 _TEXTS = (
     "Write a Python function that returns the n-th Fibonacci number without recursion, and explain in one sentence why "

@@ -77,25 +77,45 @@ def _run(
 
 def _run_halves(
     unit: "nn.Module",
-    forward: "Callable[..., torch.Tensor]",
+    forward: Callable[..., Any],
     num_samples: int,
     change: "Callable[[nn.Module], None]",
     restore: "Callable[[nn.Module], None]",
-    states: "torch.Tensor",
     *args: Any,
     **kwargs: Any,
-) -> "torch.Tensor":
-    import torch
-
-    # What is the same for every sample, such as positions, comes as a batch of one.
-    first, second = states.chunk(2) if len(states) == 2 * num_samples else (states, states)
-    as_it_is = forward(first, *args, **kwargs)
+) -> Any:
+    (args_as_they_are, kwargs_as_they_are), (args_changed, kwargs_changed) = (
+        (_take_half(half, args, num_samples), {name: _take_half(half, kwargs[name], num_samples) for name in kwargs})
+        for half in (0, 1)
+    )
+    as_it_is = forward(*args_as_they_are, **kwargs_as_they_are)
     change(unit)
     try:
-        changed = forward(second, *args, **kwargs)
+        changed = forward(*args_changed, **kwargs_changed)
     finally:
         restore(unit)
-    return torch.cat([each.expand(num_samples, *each.shape[1:]) for each in (as_it_is, changed)])
+    return _join_halves(as_it_is, changed, num_samples)
+
+
+def _take_half(half: int, value: Any, num_samples: int) -> Any:
+    import torch
+
+    if isinstance(value, tuple):
+        return tuple(_take_half(half, each, num_samples) for each in value)
+    # What is the same for every sample, such as positions, comes as a batch of one.
+    if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == 2 * num_samples:
+        return value.chunk(2)[half]
+    return value
+
+
+def _join_halves(first: Any, second: Any, num_samples: int) -> Any:
+    import torch
+
+    if isinstance(first, tuple):
+        return tuple(_join_halves(*each, num_samples) for each in zip(first, second, strict=True))
+    if not isinstance(first, torch.Tensor):
+        return first
+    return torch.cat([each.expand(num_samples, *each.shape[1:]) for each in (first, second)])
 
 
 def _load(

@@ -19,6 +19,7 @@ from dsft.merge.model_card import render_merged_card
 from dsft.merge.result import MergeResult
 from dsft.merge.setup import MergeSetup
 from dsft.merge.shards import Shard, write_shard
+from dsft.merge.weights import is_finite
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +119,7 @@ def _round(setup: MergeSetup, recipe: "Recipe", share: UpdateShare) -> "Iterator
     dtype = getattr(torch, setup.config.dtype)
     for merged, before in setup.source.merge(recipe):
         rounded = merged.to(dtype)
-        if not torch.isfinite(rounded).all():
+        if not is_finite(rounded):
             raise MergeError(
                 f"{recipe.tensor.name} of the merged model would hold NaN or infinite numbers in {setup.config.dtype}.",
                 "Take --dtype bfloat16, or an adapter or base without such weights.",
