@@ -277,13 +277,18 @@ def _unties(structure: Structure, recipes: dict[str, Recipe]) -> bool:
     embedding, head = recipes[structure.embedding], recipes[structure.head]
     if embedding.update is not None or head.update is not None:
         return True
-    if embedding.token_rows != head.token_rows:
+    # PEFT trains the rows of both as one where they are the same rows, under whatever names it saves them.
+    if _row_indices(embedding) != _row_indices(head):
         return True
     # Both of a resized model are saved, but were one.
     are_plain = _is_plain(structure, structure.embedding) and _is_plain(structure, structure.head)
     if are_plain and embedding.origin == head.origin:
         return False
     return (embedding.origin, embedding.source) != (head.origin, head.source)
+
+
+def _row_indices(recipe: Recipe) -> tuple[int, ...] | None:
+    return None if recipe.token_rows is None else recipe.token_rows.indices
 
 
 def _check_shapes(recipe: Recipe, adapter: Adapter, base: WeightFiles, base_name: str) -> None:
