@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from dsft.core.models.source import find_model
 from dsft.core.models.tokenizer import load_tokenizer
 from dsft.merge.config import GgufType
-from dsft.merge.gguf_file import write_gguf
-from dsft.merge.gguf_plan import GgufPlan, plan_gguf
+from dsft.merge.gguf.file import write_gguf
+from dsft.merge.gguf.plan import GgufPlan, plan_gguf
 from dsft.merge.weights import MergedTensor
 
 GQA = {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -20,8 +20,8 @@ from dsft.core.errors import ExitCode
 from dsft.core.memory.model_shape import ModelShape
 from dsft.core.models.device import resolve_device, torch_dtype
 from dsft.core.models.load import load_quantized
-from dsft.train.planning import look_at_card
 from dsft.core.versions import versions
+from dsft.train.planning import look_at_card
 
 NUM_STEPS_BEFORE_PROFILE = 1
 

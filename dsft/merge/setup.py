@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dsft.core.data.prompts import PromptTemplate
     from dsft.core.models.weight_files import WeightFiles
     from dsft.merge.arithmetic import MergeSource
-    from dsft.merge.gguf_plan import GgufPlan
+    from dsft.merge.gguf.plan import GgufPlan
     from dsft.merge.shards import ShardLayout
     from dsft.merge.structure import Structure
 
@@ -163,7 +163,7 @@ def _decide(
 def _with_gguf(setup: MergeSetup) -> MergeSetup:
     from dataclasses import replace
 
-    from dsft.merge.gguf_plan import plan_gguf
+    from dsft.merge.gguf.plan import plan_gguf
 
     if setup.config.gguf is None:
         return setup

@@ -24,7 +24,7 @@ from dsft.merge.weights import is_finite
 if TYPE_CHECKING:
     import torch
 
-    from dsft.merge.gguf_plan import GgufPlan
+    from dsft.merge.gguf.plan import GgufPlan
     from dsft.merge.plan import Recipe
 
 MODELFILE = "Modelfile"
@@ -57,7 +57,7 @@ def write_gguf_file(setup: MergeSetup, plan: "GgufPlan", folder: Path, sink: Eve
     Returns:
         The GGUF file's name.
     """
-    from dsft.merge.gguf_file import write_gguf
+    from dsft.merge.gguf.file import write_gguf
     from dsft.merge.ollama import write_modelfile, write_prompt_template
 
     name = f"model-{plan.kind}.gguf"

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from dsft.core.errors import ModelError
-from dsft.merge.gguf_pre_tokenizer import describe_pre_tokenizer, find_pre_tokenizer
+from dsft.merge.gguf.pre_tokenizer import describe_pre_tokenizer, find_pre_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

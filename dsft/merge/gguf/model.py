@@ -8,7 +8,7 @@ from typing import Any
 
 from dsft.core.errors import ModelError
 from dsft.core.memory.model_shape import ModelShape, read_model_shape
-from dsft.merge.gguf_rope import GgufRope, read_rope, rope_type
+from dsft.merge.gguf.rope import GgufRope, read_rope, rope_type
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from dsft.core.errors import DsftError
-from dsft.merge.gguf_plan import ALIGNMENT_BYTES, GgufPlan, GgufTensor
-from dsft.merge.gguf_rounding import round_rows
+from dsft.merge.gguf.plan import ALIGNMENT_BYTES, GgufPlan, GgufTensor
+from dsft.merge.gguf.rounding import round_rows
 from dsft.merge.weights import MergedWeights
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from dsft.core.errors import ModelError
 from dsft.merge.config import GgufType
-from dsft.merge.gguf_model import HEAD, GgufModel, read_gguf_model
-from dsft.merge.gguf_vocabulary import GgufVocabulary, read_gguf_vocabulary
+from dsft.merge.gguf.model import HEAD, GgufModel, read_gguf_model
+from dsft.merge.gguf.vocabulary import GgufVocabulary, read_gguf_vocabulary
 from dsft.merge.weights import MergedTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from dsft.merge.gguf_rounding import Rounding
+    from dsft.merge.gguf.rounding import Rounding
 
 ALIGNMENT_BYTES = 32
 """Tensors begin at multiples of this in a GGUF file that says nothing else."""
@@ -40,7 +40,7 @@ class GgufTensor:
     @property
     def num_bytes(self) -> int:
         """Bytes of its weights."""
-        from dsft.merge.gguf_rounding import rounded_bytes
+        from dsft.merge.gguf.rounding import rounded_bytes
 
         return rounded_bytes(self.shape, self.rounding)
 
@@ -163,7 +163,7 @@ def _plan_tensors(kind: GgufType, tensors: Sequence[MergedTensor], model: GgufMo
 
 
 def _rounding_of(kind: GgufType, shape: tuple[int, ...]) -> "Rounding":
-    from dsft.merge.gguf_rounding import Q8_BLOCK
+    from dsft.merge.gguf.rounding import Q8_BLOCK
 
     if len(shape) == 1:
         return "f32"
