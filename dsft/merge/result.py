@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from dsft.merge.config import BaseRounding, GgufType, OutputDtype
 
+UPDATE_KEPT_ENOUGH = 0.9
+"""Share of the update below which rounding is worth a warning."""
+
 
 @dataclass(frozen=True)
 class Verification:

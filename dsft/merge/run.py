@@ -12,14 +12,12 @@ from dsft.core.models.find_run import MERGE_SUMMARY_FILE
 from dsft.core.staging import flush_files
 from dsft.merge.config import MergeConfig
 from dsft.merge.events import EventSink, Notice, Progress
-from dsft.merge.result import MergeResult, Verification
+from dsft.merge.result import UPDATE_KEPT_ENOUGH, MergeResult, Verification
 from dsft.merge.setup import MergeSetup, prepared
 from dsft.merge.target import written
 
 if TYPE_CHECKING:
     from dsft.merge.arithmetic import UpdateShare
-
-_KEPT_ENOUGH = 0.9
 
 
 def run_merge(config: MergeConfig, sink: EventSink) -> MergeResult:
@@ -92,7 +90,7 @@ def _write(setup: MergeSetup, folder: Path, sink: EventSink) -> MergeResult:
 
 
 def _warn_of_loss(share: "UpdateShare", dtype: str, sink: EventSink) -> None:
-    if share.share is not None and share.share < _KEPT_ENOUGH:
+    if share.share is not None and share.share < UPDATE_KEPT_ENOUGH:
         finer = "--dtype float32 keeps all of it" if dtype == "float16" else "--dtype float16 or float32 keeps more"
         text = f"Rounding to {dtype} leaves {share.share * 100:.0f} % of the adapter's update; {finer}."
         sink(Notice(text, "warning"))

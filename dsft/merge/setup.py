@@ -108,9 +108,8 @@ def prepared(config: MergeConfig, sink: EventSink) -> Iterator[MergeSetup]:
         from transformers import AutoModelForCausalLM  # noqa: F401
     with open_model_weights(base.folder, base.source.name) as weights:
         setup = _decide(config, choice, choice.adapter_dir, base, target, weights)
-        if setup.gguf is not None:
-            for text in setup.gguf.notices:
-                sink(Notice(text))
+        for text in _find_notices(setup):
+            sink(Notice(text))
         yield setup
 
 
@@ -158,6 +157,16 @@ def _decide(
     check_room(target, setup.layout.num_bytes + gguf_bytes)
     check_finite(adapter)
     return setup
+
+
+def _find_notices(setup: MergeSetup) -> Iterator[str]:
+    choice = setup.choice
+    if setup.chat_template is None and choice.template not in (None, "fim", "text"):
+        yield f"No chat template is written: none gives the ids that the prompt template {choice.template} gave."
+    if setup.config.base_rounding == "nf4" and choice.precision is None:
+        yield "The run does not record the type it computed in; the NF4 round trip is that of bfloat16."
+    if setup.gguf is not None:
+        yield from setup.gguf.notices
 
 
 def _with_gguf(setup: MergeSetup) -> MergeSetup:

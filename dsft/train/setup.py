@@ -79,11 +79,12 @@ class RunSetup:
 
     @property
     def model_facts(self) -> dict[str, object]:
-        """Name, revision and fingerprint of the base model."""
+        """Name, revision and fingerprint of the base model, and the type it computes in."""
         return {
             "name": self.config.model_name,
             "revision": self.source.commit or self.source.revision,
             "fingerprint": self.model_fingerprint,
+            "precision": self.precision,
         }
 
     @property

@@ -12,10 +12,7 @@ from dsft.cli.views.sections import Row, ShellCommand, draw_section, draw_title
 from dsft.core.data.example_question import example_question
 from dsft.core.units import format_count, format_duration, format_gib
 from dsft.merge.model_card import describe_verification, suggest_ollama_name
-from dsft.merge.result import MergeResult
-
-_LEAST_UPDATE_KEPT = 0.9
-"""Below it much of what was learned is lost; the merge warns of it."""
+from dsft.merge.result import UPDATE_KEPT_ENOUGH, MergeResult
 
 
 def render_merge(result: MergeResult) -> RenderableType:
@@ -45,7 +42,7 @@ def _model_rows(result: MergeResult) -> list[Row]:
         ("size", Text(f"{format_size(result.weight_bytes)} in {count_nouns(len(result.shards), 'file')}")),
     ]
     if result.update_kept is not None:
-        style = "" if result.update_kept >= _LEAST_UPDATE_KEPT else "yellow"
+        style = "" if result.update_kept >= UPDATE_KEPT_ENOUGH else "yellow"
         kept = Text.assemble((f"{result.update_kept * 100:.1f} %", style), " left after rounding")
         rows.append(("update", kept))
     if result.gguf is not None:

@@ -42,7 +42,7 @@ class ModelChoice:
         bases: Names of the model whose weights are loaded, the first one that is found counts.
         template: Prompt template recorded by the training run; None where none is recorded.
         fingerprint: What the run knew the base model's weights by; None where it is not recorded.
-        precision: Compute type the run was told to take; None where it is not recorded or the run chose by itself.
+        precision: Compute type of the run; None where it is not recorded.
     """
 
     name: str
@@ -187,8 +187,7 @@ def _recorded_model(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recorded_precision(recorded: dict[str, Any]) -> Precision | None:
-    config = recorded.get("config")
-    precision = config.get("precision") if isinstance(config, dict) else None
+    precision = _recorded_model(recorded).get("precision")
     return next((name for name in get_args(Precision) if name == precision), None)
 
 

@@ -92,7 +92,7 @@ class WeightFiles:
     def read_rows(self, name: str, first: int, last: int) -> "torch.Tensor":
         """Return the rows (first dimension) from `first` up to but not including `last`, in memory of their own."""
         stored = self.tensors[name]
-        row_bytes = stored.num_bytes // stored.shape[0]
+        row_bytes = stored.num_bytes // max(1, stored.shape[0])
         rows = self._read_bytes(stored, first * row_bytes, (last - first) * row_bytes)
         return rows.view(stored.torch_dtype).view(last - first, *stored.shape[1:])
 

@@ -93,15 +93,15 @@ def test_a_merged_models_own_record_goes_before_the_run_it_lies_in(tmp_path: Pat
     assert choose_model(str(merged), None, tmp_path).template is None
 
 
-def test_a_run_tells_what_its_base_was_known_by_and_the_type_it_was_told_to_take(tmp_path: Path) -> None:
+def test_a_run_tells_what_its_base_was_known_by_and_the_type_it_computed_in(tmp_path: Path) -> None:
     run = make_run(tmp_path / "trained_x", recorded_name="some/model")
     choice = choose_model(str(run), None, tmp_path)
     assert (choice.fingerprint, choice.precision) == (None, None)
-    summary: dict[str, Any] = {"model": {"name": "some/model", "fingerprint": "abc"}, "config": {"precision": "fp16"}}
+    summary: dict[str, Any] = {"model": {"name": "some/model", "fingerprint": "abc", "precision": "fp16"}}
     (run / "training_summary.json").write_text(json.dumps(summary))
     choice = choose_model(str(run), "other/model", tmp_path)
     assert (choice.fingerprint, choice.precision) == ("abc", "fp16")
-    summary["config"]["precision"] = "auto"
+    summary["model"]["precision"] = "auto"
     (run / "training_summary.json").write_text(json.dumps(summary))
     assert choose_model(str(run), None, tmp_path).precision is None
 
