@@ -67,6 +67,8 @@ def _whole_module_kinds() -> Iterator[Kind]:
         yield Kind(f"saved-{'-'.join(modules)}", {"target_modules": _ATTENTION, "modules_to_save": modules})
     yield Kind("saved-attention", {"target_modules": ["up_proj"], "modules_to_save": ["self_attn"]})
     yield Kind("saved-block", {"target_modules": ["layers.0.self_attn.q_proj"], "modules_to_save": ["layers.1"]})
+    # PEFT adds no update inside of a module that is saved whole.
+    yield Kind("saved-around", {"target_modules": ["up_proj", "q_proj"], "modules_to_save": ["mlp"]})
     # PEFT then saves the bias of the original module too, which nothing uses.
     saved = {"target_modules": ["up_proj"], "modules_to_save": ["q_proj"], "bias": "all"}
     yield Kind("saved-bias-all", saved, "qwen2")
