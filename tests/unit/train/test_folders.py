@@ -109,7 +109,7 @@ def test_a_resumed_run_keeps_its_id_and_an_overwritten_one_does_not(folders: Run
 
 
 def test_two_runs_never_write_into_one_folder(folders: RunFolders):
-    with locked(folders), pytest.raises(OutputFolderError, match="Another run"), locked(folders):
+    with locked(folders), pytest.raises(OutputFolderError, match="Another dsft command"), locked(folders):
         pass
     with locked(folders):
         pass
