@@ -1,29 +1,15 @@
 """What each tensor of the merged model is made of, decided from names and shapes; reads no weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from dsft.core.errors import ModelError
 from dsft.core.models.weight_files import WeightFiles
 from dsft.merge.adapter import Adapter
+from dsft.merge.adapter_names import AdapterNames, check_names, sort_names
 from dsft.merge.structure import LowRankSite, Structure
 from dsft.merge.weights import MergedTensor
-
-_PREFIX = "base_model.model."
-_WRAPPERS = ("base_layer", "original_module", "modules_to_save", "token_adapter")
-"""Modules that PEFT puts around a module of the base; older versions leave them in the names they save."""
-
-_FACTORS = {
-    ".lora_A.weight": "a",
-    ".lora_B.weight": "b",
-    ".lora_embedding_A": "a",
-    ".lora_embedding_B": "b",
-    ".lora_B.bias": "bias",
-    ".lora_magnitude_vector": "magnitudes",
-    ".lora_magnitude_vector.weight": "magnitudes",
-}
-_REPLACED_ROWS = ".token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True)
@@ -102,17 +88,9 @@ class MergePlan:
     vocab_size: int
 
 
-@dataclass
-class _AdapterNames:
-    # The adapter's tensors by what they are for.
-    factors: dict[str, dict[str, str]] = field(default_factory=dict)
-    replaced: dict[str, str] = field(default_factory=dict)
-    token_rows: dict[str, str] = field(default_factory=dict)
-
-
 def find_vocab_size(adapter: Adapter, embedding: str) -> int | None:
     """Return the rows of the adapter's own embedding, which a changed vocabulary brings; None where it has none."""
-    name = _sort_names(adapter).replaced.get(embedding)
+    name = sort_names(adapter).replaced.get(embedding)
     return None if name is None else adapter.weights.shape(name)[0]
 
 
@@ -128,8 +106,8 @@ def plan_merge(structure: Structure, adapter: Adapter, base: WeightFiles, base_n
     Raises:
         ModelError: Tensors are missing, have no place, or are of another shape.
     """
-    names = _sort_names(adapter)
-    _check_places(structure, adapter, names, base_name)
+    names = sort_names(adapter)
+    check_names(names, structure, adapter, base_name)
     recipes = {name: _make_recipe(name, structure, adapter, base, base_name, names) for name in structure.shapes}
     is_tied = structure.is_tied and not _unties(structure, recipes)
     if is_tied and structure.head is not None:
@@ -148,73 +126,13 @@ def find_stored_name(name: str, stored: Mapping[str, object], prefix: str) -> st
     return next((candidate for candidate in candidates if candidate in stored), None)
 
 
-def strip_wrappers(name: str) -> str:
-    """Return the base model's name of a tensor that PEFT has wrapped."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _sort_names(adapter: Adapter) -> _AdapterNames:
-    names = _AdapterNames()
-    # A module that is trained whole stands beside its original, which some versions of PEFT save too and nothing uses.
-    for full in sorted(adapter.weights.names, key=lambda name: (".original_module." not in name, name)):
-        if not full.startswith(_PREFIX):
-            raise ModelError(
-                f"The adapter {adapter.folder} holds {full}, which is no name that PEFT gives.", "Save it with PEFT."
-            )
-        name = full.removeprefix(_PREFIX)
-        suffix = next((suffix for suffix in _FACTORS if name.endswith(suffix)), None)
-        if suffix is not None:
-            names.factors.setdefault(name.removesuffix(suffix), {})[_FACTORS[suffix]] = full
-        elif name.endswith(_REPLACED_ROWS):
-            names.token_rows[name.removesuffix(_REPLACED_ROWS)] = full
-        else:
-            names.replaced[strip_wrappers(name)] = full
-    return names
-
-
-def _check_places(structure: Structure, adapter: Adapter, names: _AdapterNames, base_name: str) -> None:
-    surplus = [
-        *(adapter_names["a"] for path, adapter_names in names.factors.items() if path not in structure.sites),
-        *(full for name, full in names.replaced.items() if name not in structure.shapes),
-        *(full for path, full in names.token_rows.items() if path not in structure.token_indices),
-    ]
-    if surplus:
-        raise ModelError(
-            f"The adapter {adapter.folder} belongs to another model: {base_name} has no place for {surplus[0]}.",
-            "Give the model it was trained on with --base.",
-        )
-    for path, site in structure.sites.items():
-        needed = (
-            {"a", "b"} | ({"magnitudes"} if site.has_magnitudes else set()) | ({"bias"} if site.has_bias else set())
-        )
-        missing = needed - names.factors.get(path, {}).keys()
-        if missing:
-            raise ModelError(
-                f"The adapter {adapter.folder} is incomplete for {base_name}: {path} lacks its factors.",
-                "Copy the adapter again, or give the model it was trained on with --base.",
-            )
-        if site.has_bias and f"{path}.bias" not in structure.shapes:
-            raise ModelError(
-                f"The adapter {adapter.folder} adds a bias to {path}, which has none in {base_name}.",
-                "Use it unmerged.",
-            )
-    for path in structure.saved_modules:
-        own = [name for name in structure.shapes if name.startswith(f"{path}.")]
-        # A head that is tied to a saved embedding is saved with it.
-        if not any(name in names.replaced for name in own) and not _is_tied_head(structure, path):
-            raise ModelError(
-                f"The adapter {adapter.folder} is incomplete for {base_name}: {path}, which was trained, is missing.",
-                "Copy the adapter again.",
-            )
-
-
 def _make_recipe(
     name: str,
     structure: Structure,
     adapter: Adapter,
     base: WeightFiles,
     base_name: str,
-    names: _AdapterNames,
+    names: AdapterNames,
 ) -> Recipe:
     path, _, kind = name.rpartition(".")
     tensor = MergedTensor(name, structure.shapes[name])
@@ -232,7 +150,7 @@ def _make_recipe(
         if source in names.replaced.values():
             origin = "adapter"
     site = structure.sites.get(path)
-    factors = names.factors.get(path, {})
+    factors = names.factors.get(path)
     rows = names.token_rows.get(path) or (
         names.token_rows.get(structure.embedding.rpartition(".")[0]) if _is_tied_head(structure, path) else None
     )
@@ -241,10 +159,12 @@ def _make_recipe(
         tensor,
         origin,
         source,
-        update=LowRankUpdate(site, factors["a"], factors["b"], factors.get("magnitudes"))
-        if site and is_weight
+        update=LowRankUpdate(site, factors.a, factors.b, factors.magnitudes)
+        if site and factors and is_weight
         else None,
-        bias_update=BiasUpdate(factors["bias"], site.scaling) if site and site.has_bias and kind == "bias" else None,
+        bias_update=BiasUpdate(factors.bias, site.scaling)
+        if site and factors and site.has_bias and kind == "bias"
+        else None,
         token_rows=TokenRows(rows, structure.token_indices[path])
         if rows is not None and is_weight and path in structure.token_indices
         else None,
@@ -252,7 +172,7 @@ def _make_recipe(
     )
 
 
-def _find_in_base(name: str, structure: Structure, base: WeightFiles, names: _AdapterNames) -> str | None:
+def _find_in_base(name: str, structure: Structure, base: WeightFiles, names: AdapterNames) -> str | None:
     if name == structure.head and structure.is_tied:
         # What a tied head holds in a checkpoint is not read by transformers either.
         if structure.embedding in names.replaced and _is_plain(structure, structure.embedding):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from dsft.core.errors import MergeError
 from dsft.core.models.weight_files import open_model_weights
 from dsft.merge.adapter import Adapter
+from dsft.merge.adapter_names import strip_wrappers
 from dsft.merge.arithmetic import MergeSource
 from dsft.merge.config import OutputDtype
-from dsft.merge.plan import Recipe, strip_wrappers
+from dsft.merge.plan import Recipe
 from dsft.merge.result import Verification
 from dsft.merge.streamed_model import stream_weights, stream_weights_twice
 from dsft.merge.structure import ADAPTER_NAME, Structure, build_empty_model
@@ -215,7 +216,7 @@ _VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def _base_name(name: str) -> str:
-    return strip_wrappers(name.replace(f"modules_to_save.{ADAPTER_NAME}.", "").replace("token_adapter.", ""))
+    return strip_wrappers(name.replace(f"modules_to_save.{ADAPTER_NAME}.", ""))
 
 
 def _merge_by_peft(unit: "nn.Module") -> None:

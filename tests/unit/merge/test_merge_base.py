@@ -1,0 +1,134 @@
+"""The base of a merge: another model, tokenizer or weights are refused by name, before anything is written."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dsft.core.models.source import find_model, fingerprint_weights
+from tests.merge_kinds import PLAIN
+from tests.merge_models import write_base, write_lora
+from tests.unit.merge.refusals import change_json, change_weights, merge, put, refused
+
+WEIGHT = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def base(adapter: Path) -> Path:
+    return adapter.parent / "base"
+
+
+def record_run(adapter: Path, name: str, fingerprint: str | None = None) -> None:
+    """Write what `dsft train` records of the base."""
+    model = {"name": name, "revision": None} | ({} if fingerprint is None else {"fingerprint": fingerprint})
+    (adapter / "training_summary.json").write_text(json.dumps({"template": "instruction", "model": model}))
+
+
+@pytest.mark.parametrize("settings", [{"hidden_size": 32}, {"num_hidden_layers": 1}, {"intermediate_size": 64}])
+def test_a_base_of_another_shape_is_refused_even_with_force(adapter: Path, settings: dict[str, Any]) -> None:
+    write_base(adapter.parent / "other", **settings)
+    words = r"belongs to another model|is incomplete|has the shape|does not fit"
+    refused(adapter, words, base=str(adapter.parent / "other"), force=True)
+
+
+def test_a_base_without_a_tensor_is_refused_by_its_name(adapter: Path, base: Path) -> None:
+    change_weights(base / "model.safetensors", lambda weights: weights.pop(WEIGHT))
+    refused(adapter, f"has no tensor {WEIGHT}")
+
+
+def test_a_base_saved_without_its_head_has_no_head(adapter: Path, base: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(base).model.save_pretrained(base)
+    refused(adapter, r"has no tensor lm_head\.weight")
+
+
+def test_a_quantized_base_is_refused(adapter: Path, base: Path) -> None:
+    change_json(base / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    refused(adapter, "is quantized")
+
+
+def test_a_base_of_another_name_takes_force(adapter: Path, base: Path) -> None:
+    shutil.copytree(base, adapter.parent / "other")
+    refused(adapter, r"was trained on .*base, and --base is .*other", base=str(adapter.parent / "other"))
+    assert merge(adapter, base=str(adapter.parent / "other"), force=True).base == str(adapter.parent / "other")
+
+
+def test_a_copy_under_the_same_last_name_is_the_same_base(adapter: Path, base: Path) -> None:
+    record_run(adapter, "some-org/BASE")
+    copy = adapter.parent / "elsewhere" / "base"
+    shutil.copytree(base, copy)
+    assert merge(adapter, base=f"{copy}/").base == f"{copy}/"
+
+
+def test_other_weights_under_the_same_name_take_force(adapter: Path, base: Path) -> None:
+    record_run(adapter, str(base), fingerprint_weights(find_model(str(base))))
+    merge(adapter)
+    change_weights(base / "model.safetensors", put(WEIGHT, 0.125))
+    refused(adapter, "The weights of .*base are not those that .*adapter was trained on", overwrite=True)
+    merge(adapter, overwrite=True, force=True)
+
+
+def test_the_same_weights_under_another_name_need_no_force(adapter: Path, base: Path) -> None:
+    record_run(adapter, str(base), fingerprint_weights(find_model(str(base))))
+    shutil.copytree(base, adapter.parent / "other")
+    merge(adapter, base=str(adapter.parent / "other"))
+
+
+def test_a_tokenizer_with_a_token_of_another_id_is_refused(adapter: Path) -> None:
+    path = adapter / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(content))
+    refused(adapter, r"tokenizer is not that of .*base: '(a|b)' has the id \d+ there and \d+ here")
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(adapter: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    tokenizer.add_tokens(["<one-more>"])
+    tokenizer.save_pretrained(adapter)
+    refused(adapter, "The tokenizer has a token 259, and the merged model only 259 tokens")
+
+
+def test_without_a_tokenizer_of_its_own_the_adapter_takes_the_base_s(adapter: Path, base: Path) -> None:
+    (adapter / "tokenizer.json").unlink()
+    merge(adapter)
+    merged = adapter / "merged_model" / "tokenizer.json"
+    assert merged.read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_a_tied_head_in_the_checkpoint_counts_no_more_than_for_transformers(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", is_tied=True)
+    weights = load_file(base / "model.safetensors")
+    adapted = write_lora(tmp_path / "adapter", base, PLAIN.settings)
+    other = weights["model.embed_tokens.weight"] + 1
+    save_file(weights | {"lm_head.weight": other}, base / "model.safetensors", {"format": "pt"})
+    merge(tmp_path / "adapter", dtype="float32")
+    found = load_file(tmp_path / "adapter" / "merged_model" / "model.safetensors")
+    assert "lm_head.weight" not in found
+    expected = adapted.merge_and_unload().state_dict()
+    assert all((found[name] == expected[name]).all() for name in found)
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ({WEIGHT: "../model.safetensors"}, r"names the file \.\./model\.safetensors, which is outside its folder"),
+        ({WEIGHT: "model-2.safetensors"}, r"names the file model-2\.safetensors, which is missing"),
+        ({"model.extra": "model.safetensors"}, r"names model\.extra, which is in none of its files"),
+    ],
+)
+def test_an_index_that_leads_astray_is_refused(adapter: Path, base: Path, places: dict[str, str], words: str) -> None:
+    index = dict.fromkeys(load_file(base / "model.safetensors"), "model.safetensors") | places
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    refused(adapter, words)
+
+
+@pytest.mark.parametrize("whose", ["base/model.safetensors", "adapter/adapter_model.safetensors"])
+def test_a_truncated_file_is_refused(adapter: Path, whose: str) -> None:
+    path = adapter.parent / whose
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(adapter, f"{path.name} is damaged")
