@@ -38,6 +38,13 @@ def put(name: str, number: float) -> Change:
     return change
 
 
+def record_run(adapter: Path, base_name: str, *, fingerprint: str | None = None, precision: str | None = None) -> None:
+    """Write what `dsft train` records of a run's base model."""
+    model = {"name": base_name, "revision": None, "fingerprint": fingerprint, "precision": precision}
+    summary = {"template": "instruction", "model": model}
+    (adapter / "training_summary.json").write_text(json.dumps(summary))
+
+
 def merge(adapter: Path, **settings: Any) -> MergeResult:
     """Merge without verification."""
     return run_merge(MergeConfig(str(adapter), **({"is_verifying": False} | settings)), lambda event: None)

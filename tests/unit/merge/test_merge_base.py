@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dsft.core.models.source import find_model, fingerprint_weights
 from tests.merge_kinds import PLAIN
 from tests.merge_models import write_base, write_lora
-from tests.unit.merge.refusals import change_json, change_weights, merge, put, refused
+from tests.unit.merge.refusals import change_json, change_weights, merge, put, record_run, refused
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 
@@ -20,12 +20,6 @@ WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 @pytest.fixture
 def base(adapter: Path) -> Path:
     return adapter.parent / "base"
-
-
-def record_run(adapter: Path, name: str, fingerprint: str | None = None) -> None:
-    """Write what `dsft train` records of the base."""
-    model = {"name": name, "revision": None} | ({} if fingerprint is None else {"fingerprint": fingerprint})
-    (adapter / "training_summary.json").write_text(json.dumps({"template": "instruction", "model": model}))
 
 
 @pytest.mark.parametrize("settings", [{"hidden_size": 32}, {"num_hidden_layers": 1}, {"intermediate_size": 64}])
@@ -64,7 +58,7 @@ def test_a_copy_under_the_same_last_name_is_the_same_base(adapter: Path, base: P
 
 
 def test_other_weights_under_the_same_name_take_force(adapter: Path, base: Path) -> None:
-    record_run(adapter, str(base), fingerprint_weights(find_model(str(base))))
+    record_run(adapter, str(base), fingerprint=fingerprint_weights(find_model(str(base))))
     merge(adapter)
     change_weights(base / "model.safetensors", put(WEIGHT, 0.125))
     refused(adapter, "The weights of .*base are not those that .*adapter was trained on", overwrite=True)
@@ -72,7 +66,7 @@ def test_other_weights_under_the_same_name_take_force(adapter: Path, base: Path)
 
 
 def test_the_same_weights_under_another_name_need_no_force(adapter: Path, base: Path) -> None:
-    record_run(adapter, str(base), fingerprint_weights(find_model(str(base))))
+    record_run(adapter, str(base), fingerprint=fingerprint_weights(find_model(str(base))))
     shutil.copytree(base, adapter.parent / "other")
     merge(adapter, base=str(adapter.parent / "other"))
 
