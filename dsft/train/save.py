@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsft.core.errors import CheckpointError
-from dsft.core.staging import flush_folder, staged
+from dsft.core.staging import discard, flush_folder, staged
 from dsft.train.checkpoint import WRITE_FIX, find_damage
 from dsft.train.events import TrainResult
 from dsft.train.folders import ADAPTER_CONFIG, BEST_ADAPTER, MERGED, RunFolders
@@ -45,7 +45,8 @@ def save_final_adapter(
         tokenizer.save_pretrained(str(staging))
         write_summary(result, staging)
     (save_dir / SUMMARY).unlink(missing_ok=True)
-    shutil.rmtree(save_dir / MERGED, ignore_errors=True)
+    for merged in (MERGED, f".{MERGED}.old", f".{MERGED}.writing"):  # a merge that was killed leaves the others
+        discard(save_dir / merged)
     # The first file makes the folder the run's, the last one makes it complete.
     others = sorted({path.name for path in staging.iterdir()} - {ADAPTER_CONFIG, SUMMARY})
     for name in (ADAPTER_CONFIG, *others):

@@ -228,3 +228,25 @@ def test_a_signal_at_the_command_line(place: Place, number: signal.Signals, code
     assert json.loads(told.splitlines()[-1])["error"]["exit_code"] == code
     assert place.find_state() == "old"
     assert place.check_leftovers() == 0
+
+
+def test_of_two_merges_at_once_the_second_is_refused_by_name(driver: MergeDriver, place: Place) -> None:
+    place.put(None)
+    command = [sys.executable, "-m", "dsft", "merge", str(place.run), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        while '"phase": "merge"' not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGSTOP)
+        try:
+            refused = [driver.merge(str(place.run), *options) for options in ([], ["--overwrite"])]
+        finally:
+            process.send_signal(signal.SIGCONT)
+        told = process.stdout.read()
+        assert process.wait(timeout=60) == 0, process.stderr.read()
+    for second in refused:
+        assert second["code"] == 2
+        found = second["records"][-1]["error"]["found"]
+        assert found == f"Another dsft command is writing into {place.run} now."
+    assert json.loads(told.splitlines()[-1])["output"] == str(place.target)
+    place.check_clean()
