@@ -202,7 +202,7 @@ def test_a_signal_leaves_nothing_but_the_older_model(
 ) -> None:
     place.put(before)
     ended = driver.merge(
-        str(place.run), "--overwrite", signal=number, phase=phase, after_s=random.uniform(0, 0.1), **SHARDS
+        str(place.run), "--overwrite", signal=number, phase=phase, after_s=random.uniform(0, 0.03), **SHARDS
     )
     assert ended["code"] == code
     error = ended["records"][-1]["error"]
@@ -210,6 +210,28 @@ def test_a_signal_leaves_nothing_but_the_older_model(
     assert error["exit_code"] == code
     assert place.find_state() == before
     assert place.check_leftovers() == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_any_moment_leaves_no_second_folder(
+    driver: MergeDriver, place: Place, number: signal.Signals, code: int
+) -> None:
+    place.put("old")
+    whole = driver.merge(str(place.run), "--overwrite", **SHARDS)
+    for trial in range(30):
+        place.put("old")
+        after_s = 1.05 * whole["wall_s"] * (trial + random.random()) / 30
+        ended = driver.merge(str(place.run), "--overwrite", signal=number, after_s=after_s, **SHARDS)
+        last = ended["records"][-1]
+        state = place.find_state()
+        if ended["code"] == 0:
+            assert (state, last["event"]) == ("new", "MergeResult")
+        elif state == "new":
+            assert "it holds the new model" in last["error"]["fix"]
+        else:
+            assert (state, ended["code"]) == ("old", code)
+        place.check_clean()
 
 
 @pytest.mark.parametrize(("number", "code", "phase"), [(signal.SIGINT, 130, "merge"), (signal.SIGTERM, 143, "verify")])
