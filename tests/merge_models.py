@@ -116,7 +116,7 @@ def make_ids(model: nn.Module) -> Tensor:
 @torch.no_grad()
 def run_logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Return a model's logits."""
-    logits: Tensor = model(ids).logits
+    logits: Tensor = model(ids, use_cache=False).logits
     return logits
 
 

@@ -155,8 +155,10 @@ def _run_unmerged(proof: Proof) -> "tuple[torch.Tensor, torch.Tensor]":
 
 def _run_merged(proof: Proof) -> "torch.Tensor":
     model = build_empty_model(proof.folder)
-    structure, plan = proof.structure, proof.source.plan
-    tied = {structure.head: structure.embedding} if plan.is_tied else {}
+    structure = proof.structure
+    # As transformers reads it: its config.json says whether the head is the embedding, whatever the files hold.
+    is_tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    tied = {structure.head: structure.embedding} if is_tied else {}
     with open_model_weights(proof.folder, str(proof.folder)) as weights:
 
         def read(name: str) -> "torch.Tensor":
