@@ -94,12 +94,17 @@ def flush_files(folder: Path) -> None:
     """Bring the files of a folder to disk, readable to whom new files of this user are."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
         path.chmod(_new_file_mode())  # safetensors gives its files to their owner alone
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_file(path)
     flush_folder(folder)
+
+
+def flush_file(path: Path) -> None:
+    """Bring what was written to a file to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def flush_folder(folder: Path) -> None:

@@ -3,19 +3,31 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import NamedTuple
+
+import torch
 
 from dsft.core.models.weight_files import WeightFiles
 from dsft.merge.adapter import Adapter
 from dsft.merge.nf4 import round_to_nf4
-from dsft.merge.plan import LowRankUpdate, MergePlan, Recipe, TokenRows
+from dsft.merge.plan import MergePlan, Recipe
 from dsft.merge.weights import MergedTensor
-
-if TYPE_CHECKING:
-    import torch
 
 _PIECE_VALUES = 2**20
 """Values in a piece: float32 pieces of 4 MiB stay in the processor's cache from reading to writing."""
+
+
+class MergedRows(NamedTuple):
+    """Consecutive rows of a merged tensor.
+
+    Attributes:
+        merged: The rows in float32.
+        before: The rows before a low-rank update; None where the tensor has none.
+    """
+
+    merged: torch.Tensor
+    before: torch.Tensor | None
 
 
 @dataclass
@@ -30,18 +42,23 @@ class UpdateShare:
     kept: float = 0.0
     exact: float = 0.0
 
-    def add(self, rounded: "torch.Tensor", merged: "torch.Tensor", before: "torch.Tensor") -> None:
-        """Count rows of a weight: after rounding, exact in float32, and before the update."""
-        import torch
-
-        update, kept = (merged - before).flatten(), (rounded.float() - before).flatten()
-        self.kept += float(torch.dot(kept, update))
-        self.exact += float(torch.dot(update, update))
+    def add(self, other: "UpdateShare") -> None:
+        """Count other rows too."""
+        self.kept += other.kept
+        self.exact += other.exact
 
     @property
     def share(self) -> float | None:
         """The projection of what was added on what was to be added; None where nothing was."""
         return self.kept / self.exact if self.exact > 0 else None
+
+
+def measure_share(rounded: torch.Tensor, rows: MergedRows) -> UpdateShare:
+    """Return how much of the update of some rows is left after they were rounded."""
+    if rows.before is None:
+        return UpdateShare()
+    update, kept = (rows.merged - rows.before).flatten(), (rounded.float() - rows.before).flatten()
+    return UpdateShare(float(torch.dot(kept, update)), float(torch.dot(update, update)))
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,8 @@ class MergeSource:
     plan: MergePlan
     base: WeightFiles
     adapter: Adapter
-    device: "torch.device"
-    nf4_dtype: "torch.dtype | None"
+    device: torch.device
+    nf4_dtype: torch.dtype | None
     _recipes: dict[str, Recipe] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,115 +88,133 @@ class MergeSource:
         """All tensors, in the order they are written."""
         return tuple(recipe.tensor for recipe in self.plan.recipes)
 
-    def read_float32(self, tensor: MergedTensor) -> "Iterator[torch.Tensor]":
+    def read_float32(self, tensor: MergedTensor) -> Iterator[torch.Tensor]:
         """Yield a merged tensor in float32 on the CPU, in pieces of consecutive rows."""
-        for piece, _ in self.merge(self._recipes[tensor.name]):
-            yield piece.cpu()
+        for rows in self.merge(self._recipes[tensor.name]):
+            yield rows.merged.cpu()
 
-    def merge(self, recipe: Recipe) -> "Iterator[tuple[torch.Tensor, torch.Tensor | None]]":
-        """Yield a merged tensor in pieces of consecutive rows.
+    def merge(self, recipe: Recipe) -> Iterator[MergedRows]:
+        """Yield a merged tensor in pieces of consecutive rows."""
+        for work in self.divide(recipe):
+            yield work()
 
-        Returns:
-            Pairs of the merged rows in float32 and, where the tensor has a low-rank update, the rows before it.
-        """
-        pieces = self.read_source(recipe)
-        if recipe.update is not None:
-            yield from _UpdatedRows(recipe.update, self).merge(pieces, lambda: self.read_source(recipe))
-            return
-        first = 0
-        for piece in pieces:
-            if recipe.bias_update is not None:
-                added = self.read_adapter(recipe.bias_update.name)[first : first + len(piece)]
-                piece.add_(added * recipe.bias_update.scaling)
-            if recipe.token_rows is not None:
-                self._replace_rows(recipe.token_rows, piece, first)
-            yield piece, None
-            first += len(piece) if piece.ndim else 1
+    def divide(self, recipe: Recipe) -> Iterator[Callable[[], MergedRows]]:
+        """Yield what makes each piece of a merged tensor, in the order of the rows; any thread may run it."""
+        read = self._open(recipe)
+        change = self._prepare_change(recipe, read)
 
-    def read_source(self, recipe: Recipe) -> "Iterator[torch.Tensor]":
-        """Yield the tensor that a recipe starts from in float32, in pieces of consecutive rows."""
-        import torch
+        def make(first: int, last: int) -> MergedRows:
+            rows = read(first, last)
+            return MergedRows(rows, None) if change is None else change(rows, first)
 
-        rows = recipe.tensor.shape[0] if recipe.tensor.shape else 1
-        step = max(1, _PIECE_VALUES * rows // max(1, math.prod(recipe.tensor.shape)))
-        if recipe.origin == "adapter" or not recipe.tensor.shape or (recipe.is_quantized and self.nf4_dtype):
-            whole = self._read_whole(recipe)
-            for piece in torch.split(whole, step) if recipe.tensor.shape else (whole,):
-                yield piece.to(self.device).float()
-            return
-        for first in range(0, rows, step):
-            piece = self.base.read_rows(recipe.source, first, min(first + step, rows))
-            yield piece.to(self.device).float()
+        for first, last in divide_rows(recipe.tensor.shape, _PIECE_VALUES):
+            yield partial(make, first, last)
 
-    def read_adapter(self, name: str) -> "torch.Tensor":
+    def divide_source(self, recipe: Recipe) -> Iterator[Callable[[], torch.Tensor]]:
+        """Yield what reads each piece of the tensor that a recipe starts from, in float32; any thread may run it."""
+        read = self._open(recipe)
+        for first, last in divide_rows(recipe.tensor.shape, _PIECE_VALUES):
+            yield partial(read, first, last)
+
+    def read_adapter(self, name: str) -> torch.Tensor:
         """Return a tensor of the adapter in float32."""
         return self.adapter.weights.read(name).to(self.device).float()
 
-    def _read_whole(self, recipe: Recipe) -> "torch.Tensor":
+    def _open(self, recipe: Recipe) -> "_ReadRows":
+        """Return what reads rows of the tensor that a recipe starts from, in float32, in memory of their own."""
         if recipe.origin == "adapter":
-            return self.adapter.weights.read(recipe.source)
-        weight = self.base.read(recipe.source)
-        if recipe.is_quantized and self.nf4_dtype is not None:
-            return round_to_nf4(weight.to(self.device), self.nf4_dtype)
-        return weight
+            whole = self.adapter.weights.read(recipe.source)
+        elif not recipe.tensor.shape:
+            whole = self.base.read(recipe.source)
+        elif recipe.is_quantized and self.nf4_dtype is not None:
+            whole = round_to_nf4(self.base.read(recipe.source).to(self.device), self.nf4_dtype)
+        else:
+            return lambda first, last: self.base.read_rows(recipe.source, first, last).to(self.device).float()
+        rows = whole if whole.shape else whole[None]
 
-    def _replace_rows(self, token_rows: TokenRows, piece: "torch.Tensor", first: int) -> None:
-        rows = self.read_adapter(token_rows.name)
-        for position, index in enumerate(token_rows.indices):
-            if first <= index < first + len(piece):
-                piece[index - first] = rows[position]
+        def read(first: int, last: int) -> torch.Tensor:
+            return rows[first:last].view(last - first, *whole.shape[1:]).to(self.device, torch.float32, copy=True)
+
+        return read
+
+    def _prepare_change(self, recipe: Recipe, read: "_ReadRows") -> Callable[[torch.Tensor, int], MergedRows] | None:
+        if recipe.update is not None:
+            return _LowRankAddition(recipe, self, read).apply
+        if recipe.bias_update is not None:
+            return _BiasAddition(self.read_adapter(recipe.bias_update.name), recipe.bias_update.scaling).apply
+        if recipe.token_rows is not None:
+            return _RowReplacement(self.read_adapter(recipe.token_rows.name), recipe.token_rows.indices).apply
+        return None
 
 
-class _UpdatedRows:
+_ReadRows = Callable[[int, int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _BiasAddition:
+    added: torch.Tensor
+    scaling: float
+
+    def apply(self, rows: torch.Tensor, first: int) -> MergedRows:
+        return MergedRows(rows + self.added[first : first + len(rows)] * self.scaling, None)
+
+
+@dataclass(frozen=True)
+class _RowReplacement:
+    replacements: torch.Tensor
+    indices: tuple[int, ...]
+
+    def apply(self, rows: torch.Tensor, first: int) -> MergedRows:
+        for position, index in enumerate(self.indices):
+            if first <= index < first + len(rows):
+                rows[index - first] = self.replacements[position]
+        return MergedRows(rows, None)
+
+
+class _LowRankAddition:
     """Adds a low-rank update to the rows of a weight.
 
     W' = W + s·B·A (LoRA, arXiv:2106.09685, section 4.1); with magnitudes m each output's weights are then scaled to the
     norm m (DoRA, arXiv:2402.09353, equation 5). A weight stored as inputs x outputs gets the transposed product.
     """
 
-    def __init__(self, update: LowRankUpdate, source: MergeSource) -> None:
-        self._site = update.site
-        a, b = source.read_adapter(update.a), source.read_adapter(update.b)
+    def __init__(self, recipe: Recipe, source: MergeSource, read: _ReadRows) -> None:
+        if recipe.update is None:
+            raise ValueError(f"{recipe.tensor.name} has no low-rank update")
+        site = recipe.update.site
+        a, b = source.read_adapter(recipe.update.a), source.read_adapter(recipe.update.b)
+        self._scaling = site.scaling
         # Rows of the stored weight are outputs, or inputs where it is transposed.
-        self._rows, self._columns = (a.T, b.T) if update.site.is_transposed else (b, a)
-        self._magnitudes = None if update.magnitudes is None else source.read_adapter(update.magnitudes)
+        self._rows, self._columns = (a.T, b.T) if site.is_transposed else (b, a)
+        self._magnitudes = None if recipe.update.magnitudes is None else source.read_adapter(recipe.update.magnitudes)
+        self._column_norms = None
+        if self._magnitudes is not None and site.is_transposed:
+            self._column_norms = self._find_column_norms(read, recipe.tensor.shape)
 
-    def merge(
-        self, pieces: "Iterator[torch.Tensor]", read_again: "Callable[[], Iterator[torch.Tensor]]"
-    ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-        """Yield pairs of rows after and before the update.
+    def apply(self, before: torch.Tensor, first: int) -> MergedRows:
+        after = self._add(before, first)
+        if self._magnitudes is None:
+            return MergedRows(after, before)
+        if self._column_norms is not None:
+            return MergedRows(after * (self._magnitudes / self._column_norms), before)
+        magnitudes = self._magnitudes[first : first + len(after)]
+        return MergedRows(after * (magnitudes / after.square().sum(dim=1).sqrt()).unsqueeze(1), before)
 
-        Args:
-            pieces: The weight's rows in float32, from first to last.
-            read_again: Begins again at the first row: the norm of a column takes all rows.
-        """
-        column_norms = None
-        if self._magnitudes is not None and self._site.is_transposed:
-            column_norms = self._find_column_norms(read_again())
-        for first, before, after in self._add(pieces):
-            yield self._scale(after, first, column_norms), before
+    def _add(self, before: torch.Tensor, first: int) -> torch.Tensor:
+        update = self._rows[first : first + len(before)] @ self._columns
+        # In this order (product, scaling, sum) PEFT's float32 merge is met to the last bit.
+        return before + update.mul_(self._scaling)
 
-    def _add(self, pieces: "Iterator[torch.Tensor]") -> "Iterator[tuple[int, torch.Tensor, torch.Tensor]]":
-        first = 0
-        for before in pieces:
-            update = self._rows[first : first + len(before)] @ self._columns
-            # In this order (product, scaling, sum) PEFT's float32 merge is met to the last bit.
-            yield first, before, before + update.mul_(self._site.scaling)
-            first += len(before)
-
-    def _find_column_norms(self, pieces: "Iterator[torch.Tensor]") -> "torch.Tensor":
-        squares: torch.Tensor | None = None
-        for _, _, after in self._add(pieces):
-            more = after.double().square().sum(dim=0)
-            squares = more if squares is None else squares + more
-        if squares is None:
-            raise ValueError("a weight has at least one row")
+    def _find_column_norms(self, read: _ReadRows, shape: tuple[int, ...]) -> torch.Tensor:
+        squares = torch.zeros(shape[1], dtype=torch.float64, device=self._rows.device)
+        for first, last in divide_rows(shape, _PIECE_VALUES):
+            squares += self._add(read(first, last), first).double().square().sum(dim=0)
         return squares.sqrt().float()
 
-    def _scale(self, rows: "torch.Tensor", first: int, column_norms: "torch.Tensor | None") -> "torch.Tensor":
-        if self._magnitudes is None:
-            return rows
-        if column_norms is not None:
-            return rows * (self._magnitudes / column_norms)
-        magnitudes = self._magnitudes[first : first + len(rows)]
-        return rows * (magnitudes / rows.square().sum(dim=1).sqrt()).unsqueeze(1)
+
+def divide_rows(shape: tuple[int, ...], most_values: int) -> Iterator[tuple[int, int]]:
+    """Yield first and behind-the-last row of pieces of about `most_values`; a scalar counts as a row."""
+    num_rows = shape[0] if shape else 1
+    step = max(1, most_values * num_rows // max(1, math.prod(shape)))
+    for first in range(0, num_rows, step):
+        yield first, min(first + step, num_rows)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import dsft
 from dsft.core.host_memory import peak_host_bytes
 from dsft.core.models.find_run import MERGE_SUMMARY_FILE
-from dsft.core.staging import flush_files
 from dsft.merge.config import MergeConfig
 from dsft.merge.events import EventSink, Notice, Progress
 from dsft.merge.result import UPDATE_KEPT_ENOUGH, MergeResult, Verification
@@ -52,7 +51,6 @@ def _write(setup: MergeSetup, folder: Path, sink: EventSink) -> MergeResult:
 
     started_s = time.perf_counter()
     share = write_weights(setup, folder, sink)
-    flush_files(folder)
     merged_s = time.perf_counter()
     gguf = None if setup.gguf is None else write_gguf_file(setup, setup.gguf, folder, sink)
     gguf_s = time.perf_counter()

@@ -1,57 +1,145 @@
 """Running a model whose weights are not in memory: each module's are read when it runs, and let go after it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+import torch
+from torch import nn
 
-ReadWeight = Callable[[str], "torch.Tensor"]
-"""Returns a tensor of the model by its name, in float32, on the device the model runs on."""
+from dsft.merge.workers import count_workers, run_in_order
+
+ReadRows = Callable[[], torch.Tensor]
+"""Reads consecutive rows of a weight, in float32; any thread may call it."""
+
+DivideWeight = Callable[[str], tuple[tuple[int, ...], Iterator[ReadRows]]]
+"""Returns, by its name in the model, the shape of a weight and what reads its rows, from first to last."""
 
 
-def stream_weights(model: "nn.Module", read_weight: ReadWeight, device: "torch.device") -> None:
-    """Let a model on the meta device read its weights as it runs.
+class Control(Protocol):
+    """Other weights for the second half of a batch, made of those that the first half runs with."""
 
-    Args:
-        model: The model; buffers that are computed are there, and move to the device.
-        read_weight: Reads a tensor by the name it has in the model.
+    @property
+    def num_samples(self) -> int:
+        """Samples in a half of the batch."""
+        ...
+
+    def round(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight as the second half has it, for modules that only round theirs."""
+        ...
+
+    def change(self, unit: nn.Module) -> Callable[..., Any] | None:
+        """Change the loaded weights of a module; return what runs it then, None for the module itself."""
+        ...
+
+    def restore(self, unit: nn.Module) -> None:
+        """Take back what `change` has noted in the module itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a model's weights come to it.
+
+    Attributes:
+        divide: Finds its weights.
         device: Where it runs.
+        control: What the second half of its batch runs with; None runs the whole batch alike.
     """
-    _move_buffers(model, device)
-    for path, unit in find_units(model):
-        unit.forward = partial(_run, unit, unit.forward, path, read_weight)
+
+    divide: DivideWeight
+    device: torch.device
+    control: Control | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Let a model on the meta device read its weights as it runs; buffers that are computed are there."""
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    module._buffers[name] = buffer.to(self.device)
+        for path, unit in find_units(model):
+            # Linear layers and embeddings are most of a model: their weights need not even be there as a whole.
+            if type(unit) is nn.Linear:
+                unit.forward = partial(self._run_linear, unit, path)  # type: ignore[method-assign]
+            elif type(unit) is nn.Embedding:
+                unit.forward = partial(self._run_embedding, unit, path)  # type: ignore[method-assign]
+            else:
+                unit.forward = partial(self._run, unit, path, unit.forward)
+
+    def _run_linear(self, unit: nn.Linear, path: str, states: torch.Tensor) -> torch.Tensor:
+        control = self.control
+        inputs = [states] if control is None else [_take_half(half, states, control.num_samples) for half in (0, 1)]
+
+        def multiply(read: ReadRows) -> list[torch.Tensor]:
+            weight = read().to(self.device)
+            weights = [weight] if control is None else [weight, control.round(weight)]
+            return [nn.functional.linear(*pair) for pair in zip(inputs, weights, strict=True)]
+
+        works = (partial(multiply, read) for read in self.divide(f"{path}.weight")[1])
+        pieces = list(run_in_order(works, count_workers(self.device)))
+        outputs = [torch.cat(columns, dim=-1) for columns in zip(*pieces, strict=True)]
+        if unit.bias is not None:
+            bias = self._read(f"{path}.bias")
+            biases = [bias] if control is None else [bias, control.round(bias)]
+            outputs = [output + each for output, each in zip(outputs, biases, strict=True)]
+        if control is None:
+            return outputs[0]
+        joined: torch.Tensor = _join_halves(outputs[0], outputs[1], control.num_samples)
+        return joined
+
+    def _run_embedding(self, unit: nn.Embedding, path: str, indices: torch.Tensor) -> torch.Tensor:
+        embedded = torch.empty(*indices.shape, unit.embedding_dim, device=self.device)
+        first = 0
+        for rows in run_in_order(self.divide(f"{path}.weight")[1], count_workers(self.device)):
+            is_here = (indices >= first) & (indices < first + len(rows))
+            embedded[is_here] = rows.to(self.device)[indices[is_here] - first]
+            first += len(rows)
+        if self.control is None:
+            return embedded
+        num_samples = self.control.num_samples
+        first_half, second_half = (_take_half(half, embedded, num_samples) for half in (0, 1))
+        joined: torch.Tensor = _join_halves(first_half, self.control.round(second_half), num_samples)
+        return joined
+
+    def _run(self, unit: nn.Module, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        loaded = self._load(unit, path)
+        try:
+            if self.control is None:
+                return forward(*args, **kwargs)
+            return _run_halves(unit, forward, self.control, args, kwargs)
+        finally:
+            for holder, name, placeholder in loaded:
+                holder[name] = placeholder
+
+    def _load(self, unit: nn.Module, path: str) -> list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]]:
+        loaded: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
+        for inner, module in unit.named_modules():
+            if "original_module" in inner.split("."):
+                continue  # PEFT keeps it beside the one that runs
+            for holder in (module._parameters, module._buffers):
+                for name, tensor in holder.items():
+                    if tensor is None or not tensor.is_meta or name in module._non_persistent_buffers_set:
+                        continue
+                    weight = self._read(".".join(part for part in (path, inner, name) if part))
+                    loaded.append((holder, name, tensor))
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    holder[name] = nn.Parameter(weight, requires_grad=False) if is_parameter else weight
+        return loaded
+
+    def _read(self, name: str) -> torch.Tensor:
+        shape, reads = self.divide(name)
+        whole = torch.empty(shape, device=self.device)
+        first = 0
+        for rows in run_in_order(reads, count_workers(self.device)):
+            if not shape:
+                return whole.copy_(rows)
+            whole[first : first + len(rows)] = rows
+            first += len(rows)
+        return whole
 
 
-def stream_weights_twice(
-    model: "nn.Module",
-    read_weight: ReadWeight,
-    device: "torch.device",
-    num_samples: int,
-    change: "Callable[[nn.Module], None]",
-    restore: "Callable[[nn.Module], None]",
-) -> None:
-    """Let a model run the first half of its batch as it is, and the second half with its weights changed.
-
-    Each weight is read once for both.
-
-    Args:
-        model: As for `stream_weights`.
-        read_weight: As for `stream_weights`.
-        device: As for `stream_weights`.
-        num_samples: Samples in a half of the batch.
-        change: Changes the loaded weights of a module in place.
-        restore: Takes back what `change` has noted in the module itself.
-    """
-    _move_buffers(model, device)
-    for path, unit in find_units(model):
-        forward = partial(_run_halves, unit, unit.forward, num_samples, change, restore)
-        unit.forward = partial(_run, unit, forward, path, read_weight)
-
-
-def find_units(module: "nn.Module", path: str = "") -> "Iterator[tuple[str, nn.Module]]":
+def find_units(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield the outermost modules that hold weights of their own or are PEFT's, with their paths."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -64,42 +152,26 @@ def find_units(module: "nn.Module", path: str = "") -> "Iterator[tuple[str, nn.M
         yield from find_units(child, f"{path}.{name}" if path else name)
 
 
-def _run(
-    unit: "nn.Module", forward: Callable[..., Any], path: str, read_weight: ReadWeight, *args: Any, **kwargs: Any
-) -> Any:
-    loaded = _load(unit, path, read_weight)
-    try:
-        return forward(*args, **kwargs)
-    finally:
-        for holder, name, placeholder in loaded:
-            holder[name] = placeholder
-
-
 def _run_halves(
-    unit: "nn.Module",
-    forward: Callable[..., Any],
-    num_samples: int,
-    change: "Callable[[nn.Module], None]",
-    restore: "Callable[[nn.Module], None]",
-    *args: Any,
-    **kwargs: Any,
+    unit: nn.Module, forward: Callable[..., Any], control: Control, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    (args_as_they_are, kwargs_as_they_are), (args_changed, kwargs_changed) = (
-        (_take_half(half, args, num_samples), {name: _take_half(half, kwargs[name], num_samples) for name in kwargs})
+    (first_args, first_kwargs), (second_args, second_kwargs) = (
+        (
+            _take_half(half, args, control.num_samples),
+            {name: _take_half(half, value, control.num_samples) for name, value in kwargs.items()},
+        )
         for half in (0, 1)
     )
-    as_it_is = forward(*args_as_they_are, **kwargs_as_they_are)
-    change(unit)
+    first = forward(*first_args, **first_kwargs)
+    changed = control.change(unit) or forward
     try:
-        changed = forward(*args_changed, **kwargs_changed)
+        second = changed(*second_args, **second_kwargs)
     finally:
-        restore(unit)
-    return _join_halves(as_it_is, changed, num_samples)
+        control.restore(unit)
+    return _join_halves(first, second, control.num_samples)
 
 
 def _take_half(half: int, value: Any, num_samples: int) -> Any:
-    import torch
-
     if isinstance(value, tuple):
         return tuple(_take_half(half, each, num_samples) for each in value)
     # What is the same for every sample, such as positions, comes as a batch of one.
@@ -109,37 +181,8 @@ def _take_half(half: int, value: Any, num_samples: int) -> Any:
 
 
 def _join_halves(first: Any, second: Any, num_samples: int) -> Any:
-    import torch
-
     if isinstance(first, tuple):
         return tuple(_join_halves(*each, num_samples) for each in zip(first, second, strict=True))
     if not isinstance(first, torch.Tensor):
         return first
     return torch.cat([each.expand(num_samples, *each.shape[1:]) for each in (first, second)])
-
-
-def _load(
-    unit: "nn.Module", path: str, read_weight: ReadWeight
-) -> "list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]]":
-    from torch import nn
-
-    loaded: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
-    for inner, module in unit.named_modules():
-        if "original_module" in inner.split("."):
-            continue  # PEFT keeps it beside the one that runs
-        for holder in (module._parameters, module._buffers):
-            for name, tensor in holder.items():
-                if tensor is None or not tensor.is_meta or name in module._non_persistent_buffers_set:
-                    continue
-                full = ".".join(part for part in (path, inner, name) if part)
-                weight = read_weight(full)
-                loaded.append((holder, name, tensor))
-                holder[name] = nn.Parameter(weight, requires_grad=False) if isinstance(tensor, nn.Parameter) else weight
-    return loaded
-
-
-def _move_buffers(model: "nn.Module", device: "torch.device") -> None:
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and not buffer.is_meta:
-                module._buffers[name] = buffer.to(device)

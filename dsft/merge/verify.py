@@ -3,25 +3,25 @@
 Both models run in float32, one module at a time, so that neither is in memory as a whole.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dsft.core.errors import MergeError
-from dsft.core.models.weight_files import open_model_weights
+from dsft.core.models.weight_files import WeightFiles, open_model_weights
 from dsft.merge.adapter import Adapter
 from dsft.merge.adapter_names import strip_wrappers
-from dsft.merge.arithmetic import MergeSource
+from dsft.merge.arithmetic import MergeSource, divide_rows
 from dsft.merge.config import OutputDtype
+from dsft.merge.peft_control import PeftControl
 from dsft.merge.plan import Recipe
 from dsft.merge.result import Verification
-from dsft.merge.streamed_model import stream_weights, stream_weights_twice
+from dsft.merge.streamed_model import ReadRows, Streaming
 from dsft.merge.structure import ADAPTER_NAME, Structure, build_empty_model
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 _UNEXPLAINED_SHARE = 0.1
 """Of what rounding explains, so much may the merged model differ from PEFT's merge rounded to the same type: a sum that
@@ -35,6 +35,7 @@ _MAX_ROUNDING_STEPS = 40
 layers; far beyond that the update itself is lost in rounding."""
 
 _COMPARED_ROWS = 64
+_PIECE_VALUES = 2**20
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Proof:
     source: MergeSource
     folder: Path
     dtype: OutputDtype
-    token_ids: "torch.Tensor"
+    token_ids: torch.Tensor
     on_bytes: Callable[[int], None]
 
 
@@ -70,8 +71,6 @@ def verify(proof: Proof) -> Verification:
     Raises:
         MergeError: The merged model computes something else, or rounding loses the update.
     """
-    import torch
-
     with torch.inference_mode():
         unmerged, control = _run_unmerged(proof)
         merged = _run_merged(proof)
@@ -81,10 +80,8 @@ def verify(proof: Proof) -> Verification:
     return found
 
 
-def compare(unmerged: "torch.Tensor", control: "torch.Tensor", merged: "torch.Tensor") -> Verification:
+def compare(unmerged: torch.Tensor, control: torch.Tensor, merged: torch.Tensor) -> Verification:
     """Compare logits in float32, (positions, vocabulary) each."""
-    import torch
-
     max_difference = total = rounding = excess = kl_sum = kl_max = same = 0.0
     for first in range(0, len(unmerged), _COMPARED_ROWS):
         rows = slice(first, first + _COMPARED_ROWS)
@@ -112,8 +109,6 @@ def compare(unmerged: "torch.Tensor", control: "torch.Tensor", merged: "torch.Te
 
 
 def _judge(found: Verification, spread: float, dtype: OutputDtype) -> None:
-    import torch
-
     noise = _NOISE * spread
     # Written so that NaN fails.
     if not found.excess_mean_difference <= _UNEXPLAINED_SHARE * found.rounding_mean_difference + noise:
@@ -132,51 +127,40 @@ def _judge(found: Verification, spread: float, dtype: OutputDtype) -> None:
         )
 
 
-def _run_unmerged(proof: Proof) -> "tuple[torch.Tensor, torch.Tensor]":
+def _run_unmerged(proof: Proof) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits of base and adapter, and those of PEFT's merge rounded to the type."""
-    import torch
-
     model = proof.structure.adapted.base_model.model
-    reader = _UnmergedWeights(proof)
-    dtype = getattr(torch, proof.dtype)
-
-    def change(unit: "nn.Module") -> None:
-        _merge_by_peft(unit)
-        for parameter in unit.parameters():
-            if not parameter.is_meta:
-                _round_in_place(parameter, dtype)
-
-    num_samples = len(proof.token_ids)
-    stream_weights_twice(model, reader.read, proof.source.device, num_samples, change, _forget_merge)
+    control = PeftControl(len(proof.token_ids), getattr(torch, proof.dtype))
+    Streaming(_UnmergedWeights(proof).divide, proof.source.device, control).attach(model)
     logits = model(proof.token_ids.repeat(2, 1).to(proof.source.device), use_cache=False).logits
-    unmerged, control = logits.flatten(0, 1).chunk(2)
-    return unmerged, control
+    unmerged, merged = logits.flatten(0, 1).chunk(2)
+    return unmerged, merged
 
 
-def _run_merged(proof: Proof) -> "torch.Tensor":
+def _run_merged(proof: Proof) -> torch.Tensor:
     model = build_empty_model(proof.folder)
-    structure = proof.structure
     # As transformers reads it: its config.json says whether the head is the embedding, whatever the files hold.
     is_tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    tied = {structure.head: structure.embedding} if is_tied else {}
+    tied = {proof.structure.head: proof.structure.embedding} if is_tied else {}
     with open_model_weights(proof.folder, str(proof.folder)) as weights:
 
-        def read(name: str) -> "torch.Tensor":
+        def divide(name: str) -> tuple[tuple[int, ...], Iterator[ReadRows]]:
             stored = tied.get(name, name)
             shape = weights.shape(stored)
-            rows = shape[0] if shape else 1
-            step = max(1, 2**22 * rows // max(1, weights.tensors[stored].num_bytes))
-            pieces = (
-                (weights.read_rows(stored, first, min(first + step, rows)) for first in range(0, rows, step))
-                if shape
-                else iter([weights.read(stored)])
-            )
             proof.on_bytes(weights.tensors[stored].num_bytes)
-            return _assemble(shape, pieces, proof.source.device)
+            if not shape:
+                return shape, iter([lambda: weights.read(stored).float()])
+            return shape, (
+                partial(_read_rows, weights, stored, *bounds) for bounds in divide_rows(shape, _PIECE_VALUES)
+            )
 
-        stream_weights(model, read, proof.source.device)
+        Streaming(divide, proof.source.device).attach(model)
         logits: torch.Tensor = model(proof.token_ids.to(proof.source.device), use_cache=False).logits
     return logits.flatten(0, 1)
+
+
+def _read_rows(weights: WeightFiles, name: str, first: int, last: int) -> torch.Tensor:
+    return weights.read_rows(name, first, last).float()
 
 
 class _UnmergedWeights:
@@ -190,15 +174,14 @@ class _UnmergedWeights:
         if structure.head is not None and structure.head not in self._recipes:
             self._recipes[structure.head] = self._recipes[structure.embedding]
 
-    def read(self, name: str) -> "torch.Tensor":
+    def divide(self, name: str) -> tuple[tuple[int, ...], Iterator[ReadRows]]:
+        source = self._proof.source
         own = self._find_own(name)
         if own is not None:
-            return self._proof.source.read_adapter(own)
+            return self._adapter.weights.shape(own), iter([partial(source.read_adapter, own)])
         recipe = self._recipes[_base_name(name)]
-        pieces = self._proof.source.read_source(recipe)
-        weight = _assemble(recipe.tensor.shape, pieces, self._proof.source.device)
-        self._proof.on_bytes(weight.nbytes // 4 * _VALUE_BYTES[self._proof.dtype])
-        return weight
+        self._proof.on_bytes(prod(recipe.tensor.shape) * _VALUE_BYTES[self._proof.dtype])
+        return recipe.tensor.shape, source.divide_source(recipe)
 
     def _find_own(self, name: str) -> str | None:
         if "lora_" not in name and "trainable_tokens" not in name:
@@ -219,40 +202,3 @@ _VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 def _base_name(name: str) -> str:
     return strip_wrappers(name.replace(f"modules_to_save.{ADAPTER_NAME}.", ""))
-
-
-def _merge_by_peft(unit: "nn.Module") -> None:
-    from peft.tuners.lora import LoraLayer
-    from peft.utils.other import TrainableTokensWrapper
-
-    if isinstance(unit, LoraLayer):
-        unit.merge()
-    elif isinstance(unit, TrainableTokensWrapper):
-        unit.token_adapter.merge()
-
-
-def _forget_merge(unit: "nn.Module") -> None:
-    holder: Any = getattr(unit, "token_adapter", unit)
-    if getattr(holder, "merged_adapters", None):
-        holder.merged_adapters.clear()
-
-
-def _round_in_place(parameter: "torch.Tensor", dtype: "torch.dtype") -> None:
-    import torch
-
-    flat = parameter.data.view(-1)
-    for piece in torch.split(flat, 2**22):
-        piece.copy_(piece.to(dtype))
-
-
-def _assemble(shape: tuple[int, ...], pieces: "Iterable[torch.Tensor]", device: "torch.device") -> "torch.Tensor":
-    import torch
-
-    whole = torch.empty(shape, dtype=torch.float32, device=device)
-    if not shape:
-        return whole.copy_(next(iter(pieces)))
-    first = 0
-    for piece in pieces:
-        whole[first : first + len(piece)] = piece.to(device)
-        first += len(piece)
-    return whole

@@ -4,14 +4,20 @@ config.json comes after the weights: without it no library takes the folder for 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from dsft.core.errors import MergeError
 from dsft.core.models.find_run import SUMMARY_FILE, find_tokenizer
+from dsft.core.staging import flush_file
 from dsft.core.versions import versions
-from dsft.merge.arithmetic import UpdateShare
+from dsft.merge.arithmetic import MergedRows, UpdateShare, measure_share
+from dsft.merge.config import OutputDtype
 from dsft.merge.events import EventSink, Progress
 from dsft.merge.folder import copy_tokenizer, write_json
 from dsft.merge.generation_config import make_generation_config
@@ -20,12 +26,10 @@ from dsft.merge.result import MergeResult
 from dsft.merge.setup import MergeSetup
 from dsft.merge.shards import Shard, write_shard
 from dsft.merge.weights import is_finite
+from dsft.merge.workers import count_workers, run_in_order
 
 if TYPE_CHECKING:
-    import torch
-
     from dsft.merge.gguf.plan import GgufPlan
-    from dsft.merge.plan import Recipe
 
 MODELFILE = "Modelfile"
 CARD_FILE = "README.md"
@@ -43,10 +47,16 @@ def write_weights(setup: MergeSetup, folder: Path, sink: EventSink) -> UpdateSha
     share = UpdateShare()
     done, total = 0, setup.layout.num_bytes
     sink(Progress("merge", 0, total))
-    for shard in setup.layout.shards:
-        for num_bytes in write_shard(folder, shard, setup.layout, _round_shard(setup, shard, share)):
-            done += num_bytes
-            sink(Progress("merge", done, total))
+    with ThreadPoolExecutor(1) as flusher:
+        flushes = []
+        for shard in setup.layout.shards:
+            for num_bytes in write_shard(folder, shard, setup.layout, _round_shard(setup, shard, share)):
+                done += num_bytes
+                sink(Progress("merge", done, total))
+            # The disk writes this file while the next one is made.
+            flushes.append(flusher.submit(flush_file, folder / shard.file))
+        for flush in flushes:
+            flush.result()
     setup.layout.write_index(folder)
     return share
 
@@ -107,23 +117,24 @@ def write_card(setup: MergeSetup, result: MergeResult, folder: Path) -> None:
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def _round_shard(setup: MergeSetup, shard: Shard, share: UpdateShare) -> "Iterator[torch.Tensor]":
+def _round_shard(setup: MergeSetup, shard: Shard, share: UpdateShare) -> Iterator[torch.Tensor]:
     recipes = {recipe.tensor.name: recipe for recipe in setup.source.plan.recipes}
-    for tensor in shard.tensors:
-        yield from _round(setup, recipes[tensor.name], share)
+    works = (
+        partial(_round, work, setup.config.dtype, tensor.name)
+        for tensor in shard.tensors
+        for work in setup.source.divide(recipes[tensor.name])
+    )
+    for rounded, rows_share in run_in_order(works, count_workers(setup.source.device)):
+        share.add(rows_share)
+        yield rounded
 
 
-def _round(setup: MergeSetup, recipe: "Recipe", share: UpdateShare) -> "Iterator[torch.Tensor]":
-    import torch
-
-    dtype = getattr(torch, setup.config.dtype)
-    for merged, before in setup.source.merge(recipe):
-        rounded = merged.to(dtype)
-        if not is_finite(rounded):
-            raise MergeError(
-                f"{recipe.tensor.name} of the merged model would hold NaN or infinite numbers in {setup.config.dtype}.",
-                "Take --dtype bfloat16, or an adapter or base without such weights.",
-            )
-        if before is not None:
-            share.add(rounded, merged, before)
-        yield rounded.cpu()
+def _round(make_rows: Callable[[], MergedRows], dtype: OutputDtype, name: str) -> tuple[torch.Tensor, UpdateShare]:
+    rows = make_rows()
+    rounded = rows.merged.to(getattr(torch, dtype))
+    if not is_finite(rounded):
+        raise MergeError(
+            f"{name} of the merged model would hold NaN or infinite numbers in {dtype}.",
+            "Take --dtype bfloat16, or an adapter or base without such weights.",
+        )
+    return rounded.cpu(), measure_share(rounded, rows)

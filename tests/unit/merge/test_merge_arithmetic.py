@@ -15,7 +15,7 @@ from dsft.core.models.attention import PER_SAMPLE, AttentionKernel
 from dsft.core.models.device import Device, Precision
 from dsft.core.models.load import load_quantized
 from dsft.core.models.source import find_model
-from dsft.merge.arithmetic import UpdateShare
+from dsft.merge.arithmetic import MergedRows, UpdateShare, measure_share
 from dsft.merge.config import MergeConfig
 from dsft.merge.setup import prepared
 from tests.merge_kinds import KINDS, PLAIN, Kind
@@ -56,14 +56,14 @@ def test_what_is_left_of_an_update_is_its_projection() -> None:
     before, merged = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([1.5, 2.0, -3.25])
     for rounded, share in ((merged, 1.0), (before, 0.0), (torch.tensor([1.5, 2.0, -3.0]), 0.8)):
         left = UpdateShare()
-        left.add(rounded, merged, before)
+        left.add(measure_share(rounded, MergedRows(merged, before)))
         assert left.share == pytest.approx(share)
     assert UpdateShare().share is None
 
 
 def test_an_update_of_nothing_has_no_share() -> None:
     left = UpdateShare()
-    left.add(torch.ones(3), torch.ones(3), torch.ones(3))
+    left.add(measure_share(torch.ones(3), MergedRows(torch.ones(3), torch.ones(3))))
     assert left.share is None
 
 

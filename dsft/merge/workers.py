@@ -1,0 +1,51 @@
+"""Work on pieces of weights in several threads, its results in order and few of them in memory."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+_Result = TypeVar("_Result")
+
+_MOST_WORKERS = 8
+"""More read and write no faster, and each holds pieces in memory."""
+
+
+def count_workers(device: torch.device) -> int:
+    """Return how many threads work at a time: on a GPU one, which computes while another writes."""
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cpu" else 1
+
+
+def run_in_order(works: Iterable[Callable[[], _Result]], num_workers: int) -> Iterator[_Result]:
+    """Run works in threads and yield their results in the order of the works.
+
+    Works are taken and results given in the caller's thread; at most two for each worker are under way.
+    """
+    waiting: deque[Future[_Result]] = deque()
+    with _one_thread_each(num_workers), ThreadPoolExecutor(num_workers) as pool:
+        try:
+            for work in works:
+                waiting.append(pool.submit(work))
+                if len(waiting) > 2 * num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _one_thread_each(num_workers: int) -> Iterator[None]:
+    """Keep PyTorch from dividing each small product over threads of its own, which wait longer than they compute."""
+    num_threads = torch.get_num_threads()
+    if num_workers > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
