@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,7 @@ class WeightFiles:
     def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
         self.tensors = MappingProxyType(dict(tensors))
         self._descriptors: dict[Path, int] = {}
+        self._opening = Lock()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
@@ -111,14 +113,16 @@ class WeightFiles:
     def _read_bytes(self, stored: StoredTensor, offset: int, num_bytes: int) -> "torch.Tensor":
         import torch
 
-        if stored.path not in self._descriptors:
-            self._descriptors[stored.path] = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
+        with self._opening:  # several threads may read
+            if stored.path not in self._descriptors:
+                self._descriptors[stored.path] = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._descriptors[stored.path]
         buffer = torch.empty(num_bytes, dtype=torch.uint8)
         view = buffer.numpy().data
         done = 0
         while done < num_bytes:
             # One system call reads at most 2 GiB.
-            count = os.preadv(self._descriptors[stored.path], [view[done:]], stored.first_byte + offset + done)
+            count = os.preadv(descriptor, [view[done:]], stored.first_byte + offset + done)
             if count == 0:
                 raise ModelError(f"{stored.path} has become shorter while it was read.", "Copy the model again.")
             done += count

@@ -55,16 +55,18 @@ def test_any_division_into_pieces_gives_the_reference(
 def test_what_is_left_of_an_update_is_its_projection() -> None:
     before, merged = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([1.5, 2.0, -3.25])
     for rounded, share in ((merged, 1.0), (before, 0.0), (torch.tensor([1.5, 2.0, -3.0]), 0.8)):
-        left = UpdateShare()
-        left.add(measure_share(rounded, MergedRows(merged, before)))
-        assert left.share == pytest.approx(share)
-    assert UpdateShare().share is None
+        assert measure_share(rounded, MergedRows(merged, before)).share == pytest.approx(share)
 
 
-def test_an_update_of_nothing_has_no_share() -> None:
-    left = UpdateShare()
-    left.add(measure_share(torch.ones(3), MergedRows(torch.ones(3), torch.ones(3))))
-    assert left.share is None
+def test_shares_of_several_tensors_count_by_their_updates() -> None:
+    total = UpdateShare()
+    assert total.share is None
+    total.add(measure_share(torch.ones(3), MergedRows(torch.ones(3), None)))  # no update
+    total.add(measure_share(torch.ones(3), MergedRows(torch.ones(3), torch.ones(3))))  # an update of nothing
+    assert total.share is None
+    total.add(measure_share(torch.tensor([2.0]), MergedRows(torch.tensor([2.0]), torch.tensor([0.0]))))
+    total.add(measure_share(torch.tensor([0.0]), MergedRows(torch.tensor([4.0]), torch.tensor([0.0]))))
+    assert total.share == pytest.approx(4 / 20)
 
 
 @pytest.mark.parametrize("size", [0.1, 0.003])

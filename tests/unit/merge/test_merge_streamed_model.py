@@ -1,6 +1,9 @@
 """A model that reads its weights as it runs: the same logits, and never more than one module's weights in memory."""
 
 import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from dsft.merge.config import MergeConfig
 from dsft.merge.setup import prepared
-from dsft.merge.streamed_model import find_units, stream_weights, stream_weights_twice
+from dsft.merge.streamed_model import ReadRows, Streaming, find_units
 from tests.merge_kinds import KINDS, Kind
 from tests.merge_models import make_ids, run_logits, write_base, write_lora
 
@@ -19,37 +22,34 @@ STREAMED = ["all-linear", "dora", "saved-block", "saved-attention", "tokens", "e
 
 
 class Weights:
-    """Gives copies of weights, and watches which of them are in memory whenever one is asked for."""
+    """Gives weights in pieces, and watches which of them are in memory whenever one is asked for."""
 
-    def __init__(self, model: nn.Module, units: list[str]) -> None:
-        self._weights = model.state_dict()
-        self._units = sorted(units, key=len, reverse=True)
-        self._given: list[tuple[str, int, weakref.ReferenceType[object]]] = []
+    def __init__(self, adapted: PeftModel, empty: nn.Module, most_rows: int) -> None:
+        self._weights = adapted.base_model.model.state_dict()
+        self._empty = empty
+        self._most_rows = most_rows
+        self._units = sorted((path for path, _ in find_units(empty)), key=len, reverse=True)
+        self._given: list[tuple[str, weakref.ReferenceType[object]]] = []
         self.num_read = 0
-        self.most_bytes = 0
 
-    def read(self, name: str) -> Tensor:
+    def divide(self, name: str) -> tuple[tuple[int, ...], Iterator[ReadRows]]:
         unit = self._find_unit(name)
-        assert {alive for alive, _ in self._alive()} <= {unit}, f"{name} is read while others are in memory"
-        # The array lives as long as any tensor on its memory.
-        array = self._weights[name].numpy().copy()
-        self._given.append((unit, array.nbytes, weakref.ref(array)))
+        others = {self._find_unit(other) for other in self.find_loaded()} | self.find_alive()
+        assert others <= {unit}, f"{name} is read while others are in memory"
         self.num_read += 1
-        self.most_bytes = max(self.most_bytes, sum(size for _, size in self._alive()))
+        weight = self._weights[name]
+        return tuple(weight.shape), (partial(self._read, unit, rows) for rows in weight.split(self._most_rows))
+
+    def find_loaded(self) -> list[str]:
+        return [name for name, parameter in self._empty.named_parameters() if not parameter.is_meta]
+
+    def find_alive(self) -> set[str]:
+        return {unit for unit, array in self._given if array() is not None}
+
+    def _read(self, unit: str, rows: Tensor) -> Tensor:
+        array = rows.numpy().copy()
+        self._given.append((unit, weakref.ref(array)))  # the array lives as long as any tensor on its memory
         return torch.from_numpy(array)
-
-    def num_alive(self) -> int:
-        return len(self._alive())
-
-    def find_largest_unit_bytes(self) -> int:
-        sizes = dict.fromkeys(self._units, 0)
-        for name, weight in self._weights.items():
-            if ".original_module." not in name:
-                sizes[self._find_unit(name)] += weight.nbytes
-        return max(sizes.values())
-
-    def _alive(self) -> list[tuple[str, int]]:
-        return [(unit, size) for unit, size, array in self._given if array() is not None]
 
     def _find_unit(self, name: str) -> str:
         return next(unit for unit in self._units if name.startswith(f"{unit}."))
@@ -73,50 +73,52 @@ def empty(adapted: PeftModel, tmp_path: Path) -> nn.Module:
         return setup.structure.adapted.base_model.model
 
 
-def test_streamed_weights_give_the_same_logits_one_module_at_a_time(adapted: PeftModel, empty: nn.Module) -> None:
-    weights = Weights(adapted.base_model.model, [path for path, _ in find_units(empty)])
-    stream_weights(empty, weights.read, torch.device("cpu"))
+@pytest.fixture(params=[1000, 7], ids=["whole", "pieces"])
+def weights(request: pytest.FixtureRequest, adapted: PeftModel, empty: nn.Module) -> Weights:
+    return Weights(adapted, empty, request.param)
+
+
+def test_streamed_weights_give_the_same_logits_one_module_at_a_time(
+    adapted: PeftModel, empty: nn.Module, weights: Weights
+) -> None:
+    Streaming(weights.divide, torch.device("cpu")).attach(empty)
     ids = make_ids(adapted)
-    torch.testing.assert_close(run_logits(empty, ids), run_logits(adapted, ids), rtol=1e-5, atol=1e-5)
-    assert weights.num_alive() == 0
-    assert 0 < weights.most_bytes <= weights.find_largest_unit_bytes()
-    assert all(parameter.is_meta for parameter in empty.parameters())
+    found = run_logits(empty, ids)
+    torch.testing.assert_close(found, run_logits(adapted, ids), rtol=1e-5, atol=1e-5)
+    assert weights.find_alive() == set() and weights.find_loaded() == []
+
+    num_read = weights.num_read
+    assert torch.equal(run_logits(empty, ids), found)
+    assert weights.num_read == 2 * num_read > 0
 
 
-def test_a_second_run_reads_again(adapted: PeftModel, empty: nn.Module) -> None:
-    weights = Weights(adapted.base_model.model, [path for path, _ in find_units(empty)])
-    stream_weights(empty, weights.read, torch.device("cpu"))
-    ids = make_ids(adapted)
-    first, num_read = run_logits(empty, ids), weights.num_read
-    assert torch.equal(run_logits(empty, ids), first)
-    assert weights.num_read == 2 * num_read
+@dataclass(frozen=True)
+class MergedHalf:
+    """Second weights: each module merged by PEFT, then all of them halved."""
 
+    num_samples: int
 
-def test_both_halves_of_a_batch_share_one_reading(adapted: PeftModel, empty: nn.Module) -> None:
-    """The second half runs with changed weights: here each module merged by PEFT, then all its weights halved."""
-    weights = Weights(adapted.base_model.model, [path for path, _ in find_units(empty)])
+    def round(self, weight: Tensor) -> Tensor:
+        return weight / 2
 
-    def change(unit: nn.Module) -> None:
+    def change(self, unit: nn.Module) -> None:
         if isinstance(unit, LoraLayer):
             unit.merge()
         for parameter in unit.parameters():
             if not parameter.is_meta:
                 parameter.data.mul_(0.5)
 
-    def restore(unit: nn.Module) -> None:
+    def restore(self, unit: nn.Module) -> None:
         if isinstance(unit, LoraLayer):
             unit.merged_adapters.clear()
 
+
+def test_both_halves_of_a_batch_share_one_reading(adapted: PeftModel, empty: nn.Module, weights: Weights) -> None:
     ids = make_ids(adapted)
-    stream_weights_twice(empty, weights.read, torch.device("cpu"), len(ids), change, restore)
+    Streaming(weights.divide, torch.device("cpu"), MergedHalf(len(ids))).attach(empty)
     as_it_is, changed = run_logits(empty, ids.repeat(2, 1)).chunk(2)
     torch.testing.assert_close(as_it_is, run_logits(adapted, ids), rtol=1e-5, atol=1e-5)
-    assert weights.num_alive() == 0
-    assert weights.most_bytes <= weights.find_largest_unit_bytes()
-
-    num_read = weights.num_read
-    assert torch.equal(run_logits(empty, ids.repeat(2, 1))[: len(ids)], as_it_is)
-    assert weights.num_read == 2 * num_read
+    assert weights.find_alive() == set() and weights.find_loaded() == []
 
     adapted.merge_adapter()
     for parameter in adapted.parameters():  # a tied one once
@@ -124,10 +126,16 @@ def test_both_halves_of_a_batch_share_one_reading(adapted: PeftModel, empty: nn.
     torch.testing.assert_close(changed, run_logits(adapted, ids), rtol=1e-4, atol=1e-4)
 
 
-def test_weights_are_let_go_when_a_module_fails(adapted: PeftModel, empty: nn.Module) -> None:
-    weights = Weights(adapted.base_model.model, [path for path, _ in find_units(empty)])
-    stream_weights(empty, weights.read, torch.device("cpu"))
-    with pytest.raises(IndexError):
-        run_logits(empty, torch.full((1, 4), 10**6))
-    assert weights.num_alive() == 0
-    assert all(parameter.is_meta for parameter in empty.parameters())
+def test_weights_are_let_go_when_a_module_fails(
+    adapted: PeftModel, empty: nn.Module, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Streaming(weights.divide, torch.device("cpu")).attach(empty)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise FloatingPointError
+
+    monkeypatch.setattr(nn.functional, "linear", fail)
+    monkeypatch.setattr(torch, "addmm", fail)
+    with pytest.raises(FloatingPointError):
+        run_logits(empty, make_ids(adapted))
+    assert weights.find_loaded() == []

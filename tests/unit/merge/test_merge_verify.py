@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import dsft.merge.arithmetic
+import dsft.merge.peft_control
+import dsft.merge.verify
 import dsft.merge.write
 from dsft.cli.app import main
 from dsft.core.errors import MergeError
@@ -237,6 +240,29 @@ def test_progress_comes_to_its_end(kind: Kind, tmp_path: Path) -> None:
     done = [done for done, _ in told.verified]
     assert done == sorted(done) and done[0] == 0
     assert {total for _, total in told.verified} == {done[-1]}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        for kind in KINDS
+        if kind.name in {"all-linear", "dora", "dora-embedding", "bias-all", "tokens", "tied-lora-both", "conv1d-dora"}
+    ],
+    ids=str,
+)
+def test_a_merge_in_small_pieces_is_proved_in_small_pieces(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (dsft.merge.arithmetic, dsft.merge.verify, dsft.merge.peft_control):
+        monkeypatch.setattr(module, "_PIECE_VALUES", 500)
+    base = write_base(tmp_path / "base", kind.family, is_tied=kind.is_tied)
+    write_lora(tmp_path / "adapter", base, kind.settings)
+    for dtype in ("float32", "bfloat16"):
+        found = merge(tmp_path / "adapter", dtype=dtype, overwrite=True, is_verifying=True).verification
+        assert found is not None
+        assert found.excess_mean_difference <= 0.02 * found.rounding_mean_difference + 1e-6
+    assert found.rounding_mean_difference > 1e-4
 
 
 def test_logits_are_compared_by_every_figure() -> None:

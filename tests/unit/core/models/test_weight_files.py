@@ -1,8 +1,12 @@
 """Reading safetensors by tensors and by rows, held against safetensors' own reading; damaged files are refused."""
 
 import json
+import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +95,25 @@ def test_closing_lets_go_of_the_files_and_reading_opens_them_again(file: Path) -
     weights.close()
     assert torch.equal(weights.read("vector-int64"), load_file(file)["vector-int64"])
     weights.close()
+
+
+def test_threads_read_through_one_open_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def open_slowly(*args: Any, right: Callable[..., int] = os.open) -> int:
+        time.sleep(0.02)
+        opened.append(right(*args))
+        return opened[-1]
+
+    expected = load_file(file)["cube-float32"]
+    weights = open_weight_file(file)
+    monkeypatch.setattr(os, "open", open_slowly)
+    with weights, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: weights.read("cube-float32"), range(64)))
+    assert all(torch.equal(each, expected) for each in found)
+    assert len(opened) == 1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
 
 
 def test_numbers_of_a_quantized_checkpoint_are_refused(tmp_path: Path) -> None:
