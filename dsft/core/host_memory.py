@@ -1,6 +1,9 @@
 """What a process has taken of the host's memory."""
 
+import ctypes
 import resource
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 
@@ -13,3 +16,19 @@ def peak_host_bytes() -> int:
     # Unlike getrusage's, this figure begins anew with a program that a larger process has started.
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system; glibc keeps what threads have freed, for each its own."""
+    trim = _find_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _find_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # another C library
+        return None
+    return trim

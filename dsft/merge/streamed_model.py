@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from dsft.core.host_memory import return_freed_memory
 from dsft.merge.workers import count_workers, run_in_order
 
 ReadRows = Callable[[], torch.Tensor]
@@ -60,12 +61,14 @@ class Streaming:
                     module._buffers[name] = buffer.to(self.device)
         for path, unit in find_units(model):
             # Linear layers and embeddings are most of a model: their weights need not even be there as a whole.
+            run: Callable[..., Any]
             if type(unit) is nn.Linear:
-                unit.forward = partial(self._run_linear, unit, path)  # type: ignore[method-assign]
+                run = partial(self._run_linear, unit, path)
             elif type(unit) is nn.Embedding:
-                unit.forward = partial(self._run_embedding, unit, path)  # type: ignore[method-assign]
+                run = partial(self._run_embedding, unit, path)
             else:
-                unit.forward = partial(self._run, unit, path, unit.forward)
+                run = partial(self._run, unit, path, unit.forward)
+            unit.forward = partial(_run_and_clear, run)
 
     def _run_linear(self, unit: nn.Linear, path: str, states: torch.Tensor) -> torch.Tensor:
         control = self.control
@@ -76,9 +79,14 @@ class Streaming:
             weights = [weight] if control is None else [weight, control.round(weight)]
             return [nn.functional.linear(*pair) for pair in zip(inputs, weights, strict=True)]
 
+        # Not put together at the end: small results between large freed pieces would keep those from being used again.
+        outputs = [torch.empty(*each.shape[:-1], unit.out_features, device=self.device) for each in inputs]
         works = (partial(multiply, read) for read in self.divide(f"{path}.weight")[1])
-        pieces = list(run_in_order(works, count_workers(self.device)))
-        outputs = [torch.cat(columns, dim=-1) for columns in zip(*pieces, strict=True)]
+        first = 0
+        for products in run_in_order(works, count_workers(self.device)):
+            for output, product in zip(outputs, products, strict=True):
+                output[..., first : first + product.shape[-1]] = product
+            first += products[0].shape[-1]
         if unit.bias is not None:
             bias = self._read(f"{path}.bias")
             biases = [bias] if control is None else [bias, control.round(bias)]
@@ -150,6 +158,13 @@ def find_units(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modu
         return
     for name, child in module.named_children():
         yield from find_units(child, f"{path}.{name}" if path else name)
+
+
+def _run_and_clear(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return run(*args, **kwargs)
+    finally:
+        return_freed_memory()
 
 
 def _run_halves(
