@@ -13,6 +13,7 @@ from dsft.merge.adapter import Adapter
 from dsft.merge.nf4 import round_to_nf4
 from dsft.merge.plan import MergePlan, Recipe
 from dsft.merge.weights import MergedTensor
+from dsft.merge.workers import count_workers, run_in_order
 
 _PIECE_VALUES = 2**20
 """Values in a piece: float32 pieces of 4 MiB stay in the processor's cache from reading to writing."""
@@ -90,7 +91,8 @@ class MergeSource:
 
     def read_float32(self, tensor: MergedTensor) -> Iterator[torch.Tensor]:
         """Yield a merged tensor in float32 on the CPU, in pieces of consecutive rows."""
-        for rows in self.merge(self._recipes[tensor.name]):
+        works = self.divide(self._recipes[tensor.name])
+        for rows in run_in_order(works, count_workers(self.device.type)):
             yield rows.merged.cpu()
 
     def merge(self, recipe: Recipe) -> Iterator[MergedRows]:

@@ -83,7 +83,7 @@ class Streaming:
         outputs = [torch.empty(*each.shape[:-1], unit.out_features, device=self.device) for each in inputs]
         works = (partial(multiply, read) for read in self.divide(f"{path}.weight")[1])
         first = 0
-        for products in run_in_order(works, count_workers(self.device)):
+        for products in run_in_order(works, count_workers(self.device.type)):
             for output, product in zip(outputs, products, strict=True):
                 output[..., first : first + product.shape[-1]] = product
             first += products[0].shape[-1]
@@ -99,7 +99,7 @@ class Streaming:
     def _run_embedding(self, unit: nn.Embedding, path: str, indices: torch.Tensor) -> torch.Tensor:
         embedded = torch.empty(*indices.shape, unit.embedding_dim, device=self.device)
         first = 0
-        for rows in run_in_order(self.divide(f"{path}.weight")[1], count_workers(self.device)):
+        for rows in run_in_order(self.divide(f"{path}.weight")[1], count_workers(self.device.type)):
             is_here = (indices >= first) & (indices < first + len(rows))
             embedded[is_here] = rows.to(self.device)[indices[is_here] - first]
             first += len(rows)
@@ -139,7 +139,7 @@ class Streaming:
         shape, reads = self.divide(name)
         whole = torch.empty(shape, device=self.device)
         first = 0
-        for rows in run_in_order(reads, count_workers(self.device)):
+        for rows in run_in_order(reads, count_workers(self.device.type)):
             if not shape:
                 return whole.copy_(rows)
             whole[first : first + len(rows)] = rows

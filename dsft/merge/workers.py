@@ -15,9 +15,9 @@ _MOST_WORKERS = 8
 """More read and write no faster, and each holds pieces in memory."""
 
 
-def count_workers(device: torch.device) -> int:
+def count_workers(device_type: str) -> int:
     """Return how many threads work at a time: on a GPU one, which computes while another writes."""
-    return min(_MOST_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cpu" else 1
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0))) if device_type == "cpu" else 1
 
 
 def run_in_order(works: Iterable[Callable[[], _Result]], num_workers: int) -> Iterator[_Result]:

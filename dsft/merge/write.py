@@ -124,7 +124,7 @@ def _round_shard(setup: MergeSetup, shard: Shard, share: UpdateShare) -> Iterato
         for tensor in shard.tensors
         for work in setup.source.divide(recipes[tensor.name])
     )
-    for rounded, rows_share in run_in_order(works, count_workers(setup.source.device)):
+    for rounded, rows_share in run_in_order(works, count_workers(setup.source.device.type)):
         share.add(rows_share)
         yield rounded
 

@@ -1,6 +1,7 @@
 """Writing a GGUF file, tensor by tensor and a few rows at a time."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -8,6 +9,7 @@ from dsft.core.errors import DsftError
 from dsft.merge.gguf.plan import ALIGNMENT_BYTES, GgufPlan, GgufTensor
 from dsft.merge.gguf.rounding import round_rows
 from dsft.merge.weights import MergedWeights
+from dsft.merge.workers import count_workers, run_in_order
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +34,10 @@ def write_gguf(path: Path, plan: GgufPlan, weights: MergedWeights, on_bytes: Cal
         _fill_up(file)
         for tensor in plan.tensors:
             written_bytes = 0
-            for rows in _read_rows(tensor, plan, weights):
-                data = round_rows(rows, tensor.rounding, tensor.name)
+            works = (
+                partial(round_rows, rows, tensor.rounding, tensor.name) for rows in _read_rows(tensor, plan, weights)
+            )
+            for data in run_in_order(works, count_workers("cpu")):
                 file.write(data.data)
                 written_bytes += data.nbytes
                 on_bytes(data.nbytes)
