@@ -17,6 +17,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -172,6 +173,7 @@ def main() -> None:
     def note(what: str, row: dict[str, object]) -> None:
         row.pop("output", None)
         rows.append({"what": what} | row)
+        write_report(given, rows)
         print(json.dumps(rows[-1]), flush=True)
 
     note("idle, torch loaded", run_python(IDLE))
@@ -195,14 +197,12 @@ def main() -> None:
         shutil.rmtree(ours, ignore_errors=True)
         divide(given.model, given.work / "divided", shares)
         note(f"dsft, cpu, {name}", run_merge(given.work / "divided", adapter, ours, "--no-verify", "--force"))
-        if shares == [0.74, 0.26]:
-            note(
-                f"dsft, cpu, {name}, verified",
-                run_merge(given.work / "divided", adapter, ours, "--force", "--overwrite"),
-            )
-    packages = {name: version(name) for name in ("torch", "transformers", "peft", "safetensors")}
+
+
+def write_report(given: argparse.Namespace, rows: list[dict[str, object]]) -> None:
+    """Write the figures so far as JSON, and as a table beside it."""
     facts = {
-        "packages": packages,
+        "packages": {name: version(name) for name in ("torch", "transformers", "peft", "safetensors")},
         "python": platform.python_version(),
         "num_cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
@@ -212,6 +212,33 @@ def main() -> None:
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(f"{json.dumps(facts, indent=1)}\n", encoding="utf-8")
+    given.out.with_suffix(".md").write_text(render(facts), encoding="utf-8")
+
+
+def render(facts: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    rows: list[dict[str, Any]] = facts["rows"]
+    idle = next(row["peak_bytes"] for row in rows if "idle" in row["what"])
+    lines = [
+        "| what | whole process | merged and on disk | GGUF | verified | peak memory | above idle |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if "seconds" in row:
+            parts = [f"{row[key]:.1f} s" if row.get(key) else "" for key in ("merge_s", "gguf_s", "verify_s")]
+            peak, above = row["peak_bytes"] / 2**20, (row["peak_bytes"] - idle) / 2**20
+            cells = [row["what"], f"{row['seconds']:.1f} s", *parts, f"{peak:,.0f} MiB", f"{above:,.0f} MiB"]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for row in rows:
+        if "different" in row:
+            lines.append(
+                f"{row['what']}: {row['different']:,} of {row['weights']:,} weights differ, "
+                f"by at most {row['greatest_difference']:.1e}.\n"
+            )
+    packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+    lines.append(f"{facts['num_cpus']} cores, {facts['gpu'] or 'no GPU'}, Python {facts['python']}, {packages}.")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
