@@ -30,9 +30,12 @@ _OWN_TEMPLATES = ("instruction", "deepseek")
 """Prompt templates that no tokenizer brings along; the others are the tokenizer's, or none of a conversation."""
 
 
-def make_model_config(base_config: dict[str, Any], plan: MergePlan, dtype: OutputDtype) -> dict[str, Any]:
+def make_model_config(
+    base_config: dict[str, Any], architecture: str, plan: MergePlan, dtype: OutputDtype
+) -> dict[str, Any]:
     """Return the content of the merged model's config.json: the base's, changed only where the model has changed."""
     config = {key: value for key, value in base_config.items() if key not in ("_name_or_path", "dtype")}
+    config["architectures"] = [architecture]
     config["torch_dtype"] = dtype  # the older name, which all readers know
     config["vocab_size"] = plan.vocab_size
     if "tie_word_embeddings" in config or config.get("tie_word_embeddings", True) != plan.is_tied:

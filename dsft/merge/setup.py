@@ -132,6 +132,8 @@ def _decide(
     vocab_size = find_vocab_size(adapter, find_embedding(base.folder))
     structure = read_structure(base.folder, adapter.config, vocab_size)
     plan = plan_merge(structure, adapter, weights, base.source.name)
+    if config.base_rounding == "nf4":
+        _check_quantizable(structure)
     _check_vocabulary(tokenizer, plan.vocab_size)
     template = None if choice.template is None else get_template(choice.template, tokenizer.tokenizer)
     nf4_dtype = _compute_dtype(choice) if config.base_rounding == "nf4" else None
@@ -148,7 +150,7 @@ def _decide(
         structure=structure,
         source=source,
         layout=lay_out(source.tensors, config.dtype),
-        model_config=make_model_config(base.source.model_config, plan, config.dtype),
+        model_config=make_model_config(base.source.model_config, structure.architecture, plan, config.dtype),
         gguf=None,
     )
     if config.gguf is not None:
@@ -195,6 +197,16 @@ def _check_vocabulary(tokenizer: LoadedTokenizer, vocab_size: int) -> None:
             f"The tokenizer has a token {last}, and the merged model only {vocab_size} tokens.",
             "Give the model the adapter was trained on with --base, and the tokenizer it was trained with.",
         )
+
+
+def _check_quantizable(structure: "Structure") -> None:
+    """Refuse to round a base to NF4 as training did where training would not have rounded what the adapter changes."""
+    head = (structure.head or "").rpartition(".")[0]
+    for path, site in structure.sites.items():
+        if not site.is_embedding and path != head and f"{path}.weight" not in structure.linear_weights:
+            raise ModelError(
+                f"--base-rounding nf4 was given, but {path} is no layer that dsft trains in NF4.", "Leave it out."
+            )
 
 
 def _compute_dtype(choice: ModelChoice) -> "torch.dtype":

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 MAX_SHARD_BYTES = 5 * 10**9
 
 _NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of a number."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ShardLayout:
 
     def tensor_bytes(self, tensor: MergedTensor) -> int:
         """Return the bytes of one tensor."""
-        return prod(tensor.shape) * _VALUE_BYTES[self.dtype]
+        return prod(tensor.shape) * VALUE_BYTES[self.dtype]
 
     def write_index(self, folder: Path) -> None:
         """Write which file holds which tensor, where there are several files."""
@@ -71,7 +72,7 @@ def lay_out(tensors: Sequence[MergedTensor], dtype: OutputDtype, max_bytes: int 
     groups: list[list[MergedTensor]] = [[]]
     filled = 0
     for tensor in tensors:
-        num_bytes = prod(tensor.shape) * _VALUE_BYTES[dtype]
+        num_bytes = prod(tensor.shape) * VALUE_BYTES[dtype]
         if groups[-1] and filled + num_bytes > max_bytes:
             groups.append([])
             filled = 0

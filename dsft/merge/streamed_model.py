@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -39,7 +40,10 @@ class Control(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+_LARGE_VALUES = 2**22
+
+
+@dataclass
 class Streaming:
     """How a model's weights come to it.
 
@@ -52,6 +56,8 @@ class Streaming:
     divide: DivideWeight
     device: torch.device
     control: Control | None = None
+    _large_weight: torch.Tensor | None = None
+    _is_large_weight_taken: bool = False
 
     def attach(self, model: nn.Module) -> None:
         """Let a model on the meta device read its weights as it runs; buffers that are computed are there."""
@@ -119,6 +125,7 @@ class Streaming:
         finally:
             for holder, name, placeholder in loaded:
                 holder[name] = placeholder
+            self._is_large_weight_taken = False
 
     def _load(self, unit: nn.Module, path: str) -> list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]]:
         loaded: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
@@ -137,7 +144,7 @@ class Streaming:
 
     def _read(self, name: str) -> torch.Tensor:
         shape, reads = self.divide(name)
-        whole = torch.empty(shape, device=self.device)
+        whole = self._allocate(shape)
         first = 0
         for rows in run_in_order(reads, count_workers(self.device.type)):
             if not shape:
@@ -145,6 +152,20 @@ class Streaming:
             whole[first : first + len(rows)] = rows
             first += len(rows)
         return whole
+
+    def _allocate(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return memory for a weight; one large weight at a time lies where the last one was.
+
+        The system hands out memory slower than it is filled from files.
+        """
+        num_values = prod(shape)
+        if num_values < _LARGE_VALUES or self._is_large_weight_taken:
+            return torch.empty(shape, device=self.device)
+        if self._large_weight is None or len(self._large_weight) < num_values:
+            self._large_weight = None
+            self._large_weight = torch.empty(num_values, device=self.device)
+        self._is_large_weight_taken = True
+        return self._large_weight[:num_values].view(shape)
 
 
 def find_units(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

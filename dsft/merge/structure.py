@@ -9,7 +9,7 @@ from dsft.core.errors import ModelError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 ADAPTER_NAME = "default"
 
@@ -42,7 +42,7 @@ class Structure:
     """A base model and where an adapter changes it.
 
     Attributes:
-        config: The model's configuration, with the vocabulary of the adapter.
+        architecture: Name of the model's class.
         shapes: Shape of every tensor of the base model, in its order.
         linear_weights: Weights that training quantizes.
         prefix: What the names of tensors may lack, or have too much, in a checkpoint of the model without its head.
@@ -55,7 +55,7 @@ class Structure:
         adapted: The base model with the adapter in place, all weights on the meta device.
     """
 
-    config: "PreTrainedConfig"
+    architecture: str
     shapes: dict[str, tuple[int, ...]]
     linear_weights: frozenset[str]
     prefix: str
@@ -85,9 +85,8 @@ def build_empty_model(folder: Path, vocab_size: int | None = None) -> "PreTraine
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if vocab_size is not None:
             config.vocab_size = vocab_size
-        # SDPA in float32 is exact enough for a comparison and needs no memory for attention weights.
         with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise ModelError(
@@ -128,7 +127,7 @@ def read_structure(folder: Path, adapter_config: "LoraConfig", vocab_size: int |
     adapted = _put_on(model, adapter_config)
     sites, saved_modules, token_indices = _inspect(adapted)
     return Structure(
-        config=model.config,
+        architecture=type(model).__name__,
         shapes=shapes,
         linear_weights=frozenset(linear),
         prefix=f"{model.base_model_prefix}.",

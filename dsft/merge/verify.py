@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,10 +19,15 @@ from dsft.merge.adapter_names import strip_wrappers
 from dsft.merge.arithmetic import MergeSource, divide_rows
 from dsft.merge.config import OutputDtype
 from dsft.merge.peft_control import PeftControl
-from dsft.merge.plan import Recipe
+from dsft.merge.plan import Recipe, find_stored_name
 from dsft.merge.result import Verification
+from dsft.merge.shards import VALUE_BYTES
 from dsft.merge.streamed_model import ReadRows, Streaming
 from dsft.merge.structure import ADAPTER_NAME, Structure, build_empty_model
+from dsft.merge.weights import MergedTensor
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _UNEXPLAINED_SHARE = 0.1
 """Of what rounding explains, so much may the merged model differ from PEFT's merge rounded to the same type: a sum that
@@ -33,6 +39,12 @@ _NOISE = 1e-4
 _MAX_ROUNDING_STEPS = 40
 """Rounding errors, relative to the logits' spread and in units of the type's, grow to 1 or 2 in trained models of 30
 layers; far beyond that the update itself is lost in rounding."""
+
+_FINER: dict[OutputDtype, str] = {
+    "bfloat16": "Take --dtype float16, which is finer, or float32, or use the adapter unmerged.",
+    "float16": "Take --dtype float32, or use the adapter unmerged.",
+    "float32": "Use the adapter unmerged.",
+}
 
 _COMPARED_ROWS = 64
 _PIECE_VALUES = 2**20
@@ -122,8 +134,8 @@ def _judge(found: Verification, spread: float, dtype: OutputDtype) -> None:
     if not found.mean_difference <= limit:
         raise MergeError(
             f"Rounding to {dtype} changes the logits by {found.mean_difference:.2g} on average, more than the "
-            f"{limit:.2g} that rounding of a whole model explains: the adapter's update is too small for this type.",
-            "Take --dtype float32 (or float16, which is finer than bfloat16), or use the adapter unmerged.",
+            f"{limit:.2g} that rounding of a whole model explains: it loses weights of the base or of the update.",
+            _FINER[dtype],
         )
 
 
@@ -164,41 +176,52 @@ def _read_rows(weights: WeightFiles, name: str, first: int, last: int) -> torch.
 
 
 class _UnmergedWeights:
-    """Finds the tensors of the adapted model in base and adapter by the names they have in it."""
+    """Finds the tensors of the adapted model in base and adapter.
+
+    Which tensor of the adapter is which weight, PEFT's own loader tells; nothing of the merge's plan is asked but how
+    a base tensor is stored.
+    """
 
     def __init__(self, proof: Proof) -> None:
         self._proof = proof
-        self._adapter: Adapter = proof.source.adapter
-        self._recipes: dict[str, Recipe] = {recipe.tensor.name: recipe for recipe in proof.source.plan.recipes}
-        structure = proof.structure
-        if structure.head is not None and structure.head not in self._recipes:
-            self._recipes[structure.head] = self._recipes[structure.embedding]
+        self._own = _ask_peft(proof.structure.adapted, proof.source.adapter)
 
     def divide(self, name: str) -> tuple[tuple[int, ...], Iterator[ReadRows]]:
-        source = self._proof.source
-        own = self._find_own(name)
+        source, structure = self._proof.source, self._proof.structure
+        original = strip_wrappers(name.replace(f"modules_to_save.{ADAPTER_NAME}.", ""))
+        own = self._own.get(name)
+        if own is None and structure.is_tied and original == structure.head:
+            original = structure.embedding
+            own = self._find_tied(name)
+        if original in structure.shapes:
+            self._proof.on_bytes(prod(structure.shapes[original]) * VALUE_BYTES[self._proof.dtype])
         if own is not None:
-            return self._adapter.weights.shape(own), iter([partial(source.read_adapter, own)])
-        recipe = self._recipes[_base_name(name)]
-        self._proof.on_bytes(prod(recipe.tensor.shape) * _VALUE_BYTES[self._proof.dtype])
-        return recipe.tensor.shape, source.divide_source(recipe)
+            return source.adapter.weights.shape(own), iter([partial(source.read_adapter, own)])
+        shape = structure.shapes[original]
+        stored = find_stored_name(original, source.base.tensors, structure.prefix)
+        if stored is None:
+            raise ValueError(f"the plan found {original} in the base")
+        is_quantized = original in structure.linear_weights
+        recipe = Recipe(MergedTensor(original, shape), "base", stored, is_quantized=is_quantized)
+        return shape, source.divide_source(recipe)
 
-    def _find_own(self, name: str) -> str | None:
-        if "lora_" not in name and "trainable_tokens" not in name:
-            return None
+    def _find_tied(self, name: str) -> str | None:
+        """Return the adapter's tensor that a head has from the embedding it is tied to."""
         structure = self._proof.structure
-        saved = name.replace(f".{ADAPTER_NAME}", "")
-        candidates = [saved, saved.removesuffix(".weight")]
-        if structure.is_tied and structure.head is not None:
-            # What a tied head shares with the embedding is saved once.
-            head, embedding = (f"{weight.removesuffix('weight')}" for weight in (structure.head, structure.embedding))
-            candidates.append(f"{embedding}{saved.removeprefix(head)}")
-        full = (f"base_model.model.{each}" for each in candidates)
-        return next((each for each in full if each in self._adapter.weights.names), None)
+        head, embedding = (f"{name.rpartition('.')[0]}." for name in (structure.head or "", structure.embedding))
+        places = (f"{embedding}{name.removeprefix(head)}", f"{embedding}base_layer.weight")
+        return next((self._own[place] for place in places if place in self._own), None)
 
 
-_VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+def _ask_peft(adapted: "PeftModel", adapter: Adapter) -> dict[str, str]:
+    """Return which tensor of the adapter PEFT loads into which parameter, told by loading empty ones."""
+    from peft import set_peft_model_state_dict
 
-
-def _base_name(name: str) -> str:
-    return strip_wrappers(name.replace(f"modules_to_save.{ADAPTER_NAME}.", ""))
+    empty = {
+        name: torch.nn.Parameter(torch.empty(adapter.weights.shape(name), device="meta"), requires_grad=False)
+        for name in adapter.weights.names
+    }
+    names = {id(parameter): name for name, parameter in empty.items()}
+    set_peft_model_state_dict(adapted, dict(empty), ADAPTER_NAME, low_cpu_mem_usage=True)
+    parameters = adapted.base_model.model.named_parameters(remove_duplicate=False)
+    return {path: names[id(parameter)] for path, parameter in parameters if id(parameter) in names}

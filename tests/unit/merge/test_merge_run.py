@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import dsft.merge.write
 from dsft.cli.app import main
 from dsft.core.errors import OutputFolderError
+from dsft.merge.setup import MergeSetup
 from dsft.merge.target import written
 from dsft.train.checkpoint import find_damage, replace_folder
 from dsft.train.folders import RunFolders, locked
@@ -390,12 +392,17 @@ def test_weights_that_the_disk_has_changed_are_found_and_go(
         assert main(["merge", "trained_x", "--quiet", "--no-verify"]) == 0
     before = {name: content for name, (content, _) in snapshot(work).items()}
 
-    def damage(folder: Path) -> None:
+    write = dsft.merge.write.write_configuration
+
+    def damage(setup: MergeSetup, folder: Path) -> None:
+        write(setup, folder)
         with (folder / "model.safetensors").open("r+b") as file:
             file.seek(-50_000, os.SEEK_END)
             file.write(b"\x3f" * 20_000)
 
-    monkeypatch.setattr("dsft.merge.run.flush_files", damage)
+    monkeypatch.setattr(
+        "dsft.merge.write.write_configuration", lambda setup, folder: (write(setup, folder), damage(folder))
+    )
     assert main(["merge", "trained_x", "--quiet", "--overwrite"]) == 1
     assert "The merged model does not compute what base and adapter do" in capsys.readouterr().err
     assert {name: content for name, (content, _) in snapshot(work).items()} == before
