@@ -400,9 +400,7 @@ def test_weights_that_the_disk_has_changed_are_found_and_go(
             file.seek(-50_000, os.SEEK_END)
             file.write(b"\x3f" * 20_000)
 
-    monkeypatch.setattr(
-        "dsft.merge.write.write_configuration", lambda setup, folder: (write(setup, folder), damage(folder))
-    )
+    monkeypatch.setattr("dsft.merge.write.write_configuration", damage)
     assert main(["merge", "trained_x", "--quiet", "--overwrite"]) == 1
     assert "The merged model does not compute what base and adapter do" in capsys.readouterr().err
     assert {name: content for name, (content, _) in snapshot(work).items()} == before
