@@ -163,7 +163,8 @@ def _run_merged(proof: Proof) -> torch.Tensor:
             if not shape:
                 return shape, iter([lambda: weights.read(stored).float()])
             return shape, (
-                partial(_read_rows, weights, stored, *bounds) for bounds in divide_rows(shape, _PIECE_VALUES)
+                partial(_read_rows, weights, stored, proof.source.device, *bounds)
+                for bounds in divide_rows(shape, _PIECE_VALUES)
             )
 
         Streaming(divide, proof.source.device).attach(model)
@@ -171,8 +172,8 @@ def _run_merged(proof: Proof) -> torch.Tensor:
     return logits.flatten(0, 1)
 
 
-def _read_rows(weights: WeightFiles, name: str, first: int, last: int) -> torch.Tensor:
-    return weights.read_rows(name, first, last).float()
+def _read_rows(weights: WeightFiles, name: str, device: torch.device, first: int, last: int) -> torch.Tensor:
+    return weights.read_rows(name, first, last).to(device).float()
 
 
 class _UnmergedWeights:
