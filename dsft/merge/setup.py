@@ -167,6 +167,8 @@ def _find_notices(setup: MergeSetup) -> Iterator[str]:
         yield f"No chat template is written: none gives the ids that the prompt template {choice.template} gave."
     if setup.config.base_rounding == "nf4" and choice.precision is None:
         yield "The run does not record the type it computed in; the NF4 round trip is that of bfloat16."
+    if setup.config.base_rounding == "nf4":
+        yield "Do not load the merged model in 4 bits: quantizing takes weights near NF4's levels back onto them."
     if setup.gguf is not None:
         yield from setup.gguf.notices
 
