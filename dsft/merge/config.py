@@ -10,6 +10,13 @@ OutputDtype = Literal["bfloat16", "float16", "float32"]
 BaseRounding = Literal["none", "nf4"]
 GgufType = Literal["f16", "q8_0"]
 
+FINER_TYPES: dict[OutputDtype, str] = {
+    "bfloat16": "Take --dtype float16, which is finer, or float32, or use the adapter unmerged.",
+    "float16": "Take --dtype float32, or use the adapter unmerged.",
+    "float32": "Use the adapter unmerged.",
+}
+"""What to do where a type is too coarse."""
+
 
 @dataclass(frozen=True)
 class MergeConfig:

@@ -1,5 +1,6 @@
 """The prompts that a merge is verified with."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dsft.core.errors import DataError
@@ -28,12 +29,22 @@ _TEXTS = (
 """An instruction and three beginnings of code; each has more tokens than are taken."""
 
 
-def make_prompts(tokenizer: "PreTrainedTokenizerFast", template: "PromptTemplate | None") -> "torch.Tensor":
+def make_prompts(
+    tokenizer: "PreTrainedTokenizerFast",
+    template: "PromptTemplate | None",
+    trained_rows: Sequence[int],
+    vocab_size: int,
+) -> "torch.Tensor":
     """Return prompts as token ids of one length, so that none needs padding.
+
+    The last one is no text: it has tokens whose rows of the embedding were trained, and others over the whole
+    vocabulary, which texts may never use.
 
     Args:
         tokenizer: The model's tokenizer.
         template: Prompt template of the run, in which they are written where it takes a text.
+        trained_rows: Token ids whose rows of an embedding the adapter holds.
+        vocab_size: Rows of the embedding.
 
     Returns:
         (samples, tokens), int64.
@@ -42,6 +53,9 @@ def make_prompts(tokenizer: "PreTrainedTokenizerFast", template: "PromptTemplate
 
     rows = [_encode(text, tokenizer, template) for text in _TEXTS]
     length = min(MOST_TOKENS, *(len(row) for row in rows))
+    trained = list(dict.fromkeys(trained_rows))[-(length // 2) :]
+    spread = [index * (vocab_size - 1) // (length - 1) for index in range(length)]
+    rows.append([*trained, *spread[len(trained) :]])
     return torch.tensor([row[:length] for row in rows], dtype=torch.int64)
 
 

@@ -21,7 +21,9 @@ class Verification:
         top_token_agreement: Share of positions with the same likeliest token, 0 to 1.
         rounding_mean_difference: Mean difference that PEFT's own merge, rounded to the same type, has: what the type
             explains.
+        rounding_max_difference: Greatest difference that it has.
         excess_mean_difference: Mean difference between the merged model and that merge: what the type doesn't explain.
+        excess_max_difference: Greatest one.
     """
 
     num_tokens: int
@@ -31,7 +33,9 @@ class Verification:
     max_kl: float
     top_token_agreement: float
     rounding_mean_difference: float
+    rounding_max_difference: float
     excess_mean_difference: float
+    excess_max_difference: float
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import dsft
 from dsft.core.host_memory import peak_host_bytes
 from dsft.core.models.find_run import MERGE_SUMMARY_FILE
-from dsft.merge.config import MergeConfig
+from dsft.merge.config import FINER_TYPES, MergeConfig, OutputDtype
 from dsft.merge.events import EventSink, Notice, Progress
 from dsft.merge.result import UPDATE_KEPT_ENOUGH, MergeResult, Verification
 from dsft.merge.setup import MergeSetup, prepared
@@ -47,7 +47,14 @@ def run_merge(config: MergeConfig, sink: EventSink) -> MergeResult:
 
 def _write(setup: MergeSetup, folder: Path, sink: EventSink) -> MergeResult:
     from dsft.merge.folder import write_json
-    from dsft.merge.write import write_card, write_configuration, write_gguf_file, write_weights
+    from dsft.merge.write import (
+        UNPROVED_CONFIG,
+        reveal_configuration,
+        write_card,
+        write_configuration,
+        write_gguf_file,
+        write_weights,
+    )
 
     started_s = time.perf_counter()
     share = write_weights(setup, folder, sink)
@@ -56,7 +63,7 @@ def _write(setup: MergeSetup, folder: Path, sink: EventSink) -> MergeResult:
     gguf_s = time.perf_counter()
     write_configuration(setup, folder)
     _warn_of_loss(share, setup.config.dtype, sink)
-    verification = _verify(setup, folder, sink) if setup.config.is_verifying else None
+    verification = _verify(setup, folder / UNPROVED_CONFIG, sink) if setup.config.is_verifying else None
     verified_s = time.perf_counter()
     result = MergeResult(
         adapter=setup.choice.name,
@@ -84,17 +91,17 @@ def _write(setup: MergeSetup, folder: Path, sink: EventSink) -> MergeResult:
     )
     write_card(setup, result, folder)
     write_json(folder / MERGE_SUMMARY_FILE, dataclasses.asdict(result))
+    reveal_configuration(folder)
     return result
 
 
-def _warn_of_loss(share: "UpdateShare", dtype: str, sink: EventSink) -> None:
+def _warn_of_loss(share: "UpdateShare", dtype: OutputDtype, sink: EventSink) -> None:
     if share.share is not None and share.share < UPDATE_KEPT_ENOUGH:
-        finer = "--dtype float32 keeps all of it" if dtype == "float16" else "--dtype float16 or float32 keeps more"
-        text = f"Rounding to {dtype} leaves {share.share * 100:.0f} % of the adapter's update; {finer}."
+        text = f"Rounding to {dtype} leaves {share.share * 100:.0f} % of the adapter's update. {FINER_TYPES[dtype]}"
         sink(Notice(text, "warning"))
 
 
-def _verify(setup: MergeSetup, folder: Path, sink: EventSink) -> Verification:
+def _verify(setup: MergeSetup, config_file: Path, sink: EventSink) -> Verification:
     from dsft.merge.prompts import make_prompts
     from dsft.merge.verify import Proof, verify
 
@@ -106,6 +113,7 @@ def _verify(setup: MergeSetup, folder: Path, sink: EventSink) -> Verification:
         sink(Progress("verify", done, total))
 
     tell(0)
-    prompts = make_prompts(setup.tokenizer.tokenizer, setup.template)
-    proof = Proof(setup.structure, setup.source, folder, setup.config.dtype, prompts, tell)
+    rows = [row for indices in setup.structure.token_indices.values() for row in indices]
+    prompts = make_prompts(setup.tokenizer.tokenizer, setup.template, rows, setup.source.plan.vocab_size)
+    proof = Proof(setup.structure, setup.source, config_file, setup.config.dtype, prompts, tell)
     return verify(proof)

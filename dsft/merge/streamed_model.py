@@ -1,6 +1,7 @@
 """Running a model whose weights are not in memory: each module's are read when it runs, and let go after it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from dsft.core.host_memory import return_freed_memory
+from dsft.merge.structure import ADAPTER_NAME
 from dsft.merge.workers import count_workers, run_in_order
 
 ReadRows = Callable[[], torch.Tensor]
@@ -67,11 +69,12 @@ class Streaming:
                     module._buffers[name] = buffer.to(self.device)
         for path, unit in find_units(model):
             # Linear layers and embeddings are most of a model: their weights need not even be there as a whole.
+            inner_path, inner = _find_inner(path, unit)
             run: Callable[..., Any]
-            if type(unit) is nn.Linear:
-                run = partial(self._run_linear, unit, path)
-            elif type(unit) is nn.Embedding:
-                run = partial(self._run_embedding, unit, path)
+            if type(inner) is nn.Linear:
+                run = partial(self._run_linear, inner, inner_path)
+            elif type(inner) is nn.Embedding:
+                run = partial(self._run_embedding, inner, inner_path)
             else:
                 run = partial(self._run, unit, path, unit.forward)
             unit.forward = partial(_run_and_clear, run)
@@ -89,10 +92,11 @@ class Streaming:
         outputs = [torch.empty(*each.shape[:-1], unit.out_features, device=self.device) for each in inputs]
         works = (partial(multiply, read) for read in self.divide(f"{path}.weight")[1])
         first = 0
-        for products in run_in_order(works, count_workers(self.device.type)):
-            for output, product in zip(outputs, products, strict=True):
-                output[..., first : first + product.shape[-1]] = product
-            first += products[0].shape[-1]
+        with closing(run_in_order(works, count_workers(self.device.type))) as results:
+            for products in results:
+                for output, product in zip(outputs, products, strict=True):
+                    output[..., first : first + product.shape[-1]] = product
+                first += products[0].shape[-1]
         if unit.bias is not None:
             bias = self._read(f"{path}.bias")
             biases = [bias] if control is None else [bias, control.round(bias)]
@@ -105,10 +109,11 @@ class Streaming:
     def _run_embedding(self, unit: nn.Embedding, path: str, indices: torch.Tensor) -> torch.Tensor:
         embedded = torch.empty(*indices.shape, unit.embedding_dim, device=self.device)
         first = 0
-        for rows in run_in_order(self.divide(f"{path}.weight")[1], count_workers(self.device.type)):
-            is_here = (indices >= first) & (indices < first + len(rows))
-            embedded[is_here] = rows.to(self.device)[indices[is_here] - first]
-            first += len(rows)
+        with closing(run_in_order(self.divide(f"{path}.weight")[1], count_workers(self.device.type))) as pieces:
+            for rows in pieces:
+                is_here = (indices >= first) & (indices < first + len(rows))
+                embedded[is_here] = rows.to(self.device)[indices[is_here] - first]
+                first += len(rows)
         if self.control is None:
             return embedded
         num_samples = self.control.num_samples
@@ -146,11 +151,12 @@ class Streaming:
         shape, reads = self.divide(name)
         whole = self._allocate(shape)
         first = 0
-        for rows in run_in_order(reads, count_workers(self.device.type)):
-            if not shape:
-                return whole.copy_(rows)
-            whole[first : first + len(rows)] = rows
-            first += len(rows)
+        with closing(run_in_order(reads, count_workers(self.device.type))) as pieces:
+            for rows in pieces:
+                if not shape:
+                    return whole.copy_(rows)
+                whole[first : first + len(rows)] = rows
+                first += len(rows)
         return whole
 
     def _allocate(self, shape: tuple[int, ...]) -> torch.Tensor:
@@ -179,6 +185,15 @@ def find_units(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modu
         return
     for name, child in module.named_children():
         yield from find_units(child, f"{path}.{name}" if path else name)
+
+
+def _find_inner(path: str, unit: nn.Module) -> tuple[str, nn.Module]:
+    """Return the module that runs in the place of one that an adapter holds whole."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if not isinstance(unit, ModulesToSaveWrapper):
+        return path, unit
+    return f"{path}.modules_to_save.{ADAPTER_NAME}", unit.modules_to_save[ADAPTER_NAME]
 
 
 def _run_and_clear(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

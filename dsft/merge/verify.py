@@ -17,8 +17,8 @@ from dsft.core.models.weight_files import WeightFiles, open_model_weights
 from dsft.merge.adapter import Adapter
 from dsft.merge.adapter_names import strip_wrappers
 from dsft.merge.arithmetic import MergeSource, divide_rows
-from dsft.merge.config import OutputDtype
-from dsft.merge.peft_control import PeftControl
+from dsft.merge.config import FINER_TYPES, OutputDtype
+from dsft.merge.peft_control import PeftControl, sum_norms_precisely
 from dsft.merge.plan import Recipe, find_stored_name
 from dsft.merge.result import Verification
 from dsft.merge.shards import VALUE_BYTES
@@ -33,18 +33,15 @@ _UNEXPLAINED_SHARE = 0.1
 """Of what rounding explains, so much may the merged model differ from PEFT's merge rounded to the same type: a sum that
 lies between two numbers of the type may fall to either side."""
 
-_NOISE = 1e-4
-"""Differences below this share of the logits' spread are float32's own."""
+_NOISE = 2e-5
+"""Mean differences below this share of the logits' spread are float32's own; 2e-6 was measured with 30 layers."""
+
+_MAX_NOISE = 50 * _NOISE
+"""The same for the greatest difference."""
 
 _MAX_ROUNDING_STEPS = 40
 """Rounding errors, relative to the logits' spread and in units of the type's, grow to 1 or 2 in trained models of 30
 layers; far beyond that the update itself is lost in rounding."""
-
-_FINER: dict[OutputDtype, str] = {
-    "bfloat16": "Take --dtype float16, which is finer, or float32, or use the adapter unmerged.",
-    "float16": "Take --dtype float32, or use the adapter unmerged.",
-    "float32": "Use the adapter unmerged.",
-}
 
 _COMPARED_ROWS = 64
 _PIECE_VALUES = 2**20
@@ -57,7 +54,7 @@ class Proof:
     Attributes:
         structure: The base model and where the adapter changes it; its `adapted` model is used up.
         source: Base and adapter.
-        folder: The merged model with its config.json.
+        config_file: The merged model's config.json, in its folder, whatever it is called there.
         dtype: Type of the merged weights.
         token_ids: Prompts, (samples, tokens).
         on_bytes: Receives the bytes of merged weights that were run, twice those of the whole model in all.
@@ -65,7 +62,7 @@ class Proof:
 
     structure: Structure
     source: MergeSource
-    folder: Path
+    config_file: Path
     dtype: OutputDtype
     token_ids: torch.Tensor
     on_bytes: Callable[[int], None]
@@ -75,7 +72,8 @@ def verify(proof: Proof) -> Verification:
     """Compare the logits of base and adapter with those of the merged model.
 
     The control is PEFT's own merge, rounded to the same type: its difference from the unmerged model is what the type
-    explains, and the merged model must not differ from it by more than a fraction of that.
+    explains, and the merged model must not differ from it by more than a fraction of that on average, nor anywhere by
+    more than rounding does where it does most.
 
     Returns:
         All differences.
@@ -94,14 +92,15 @@ def verify(proof: Proof) -> Verification:
 
 def compare(unmerged: torch.Tensor, control: torch.Tensor, merged: torch.Tensor) -> Verification:
     """Compare logits in float32, (positions, vocabulary) each."""
-    max_difference = total = rounding = excess = kl_sum = kl_max = same = 0.0
+    max_difference = total = rounding = excess = kl_sum = kl_max = same = rounding_max = excess_max = 0.0
     for first in range(0, len(unmerged), _COMPARED_ROWS):
         rows = slice(first, first + _COMPARED_ROWS)
         difference = (merged[rows] - unmerged[rows]).abs()
         max_difference = max(max_difference, float(difference.max()))
         total += float(difference.double().sum())
-        rounding += float((control[rows] - unmerged[rows]).abs().double().sum())
-        excess += float((merged[rows] - control[rows]).abs().double().sum())
+        explained, unexplained = (control[rows] - unmerged[rows]).abs(), (merged[rows] - control[rows]).abs()
+        rounding, rounding_max = rounding + float(explained.double().sum()), max(rounding_max, float(explained.max()))
+        excess, excess_max = excess + float(unexplained.double().sum()), max(excess_max, float(unexplained.max()))
         expected = torch.log_softmax(unmerged[rows].double(), dim=-1)
         kl = (expected.exp() * (expected - torch.log_softmax(merged[rows].double(), dim=-1))).sum(dim=-1)
         kl_sum += float(kl.sum())
@@ -116,18 +115,22 @@ def compare(unmerged: torch.Tensor, control: torch.Tensor, merged: torch.Tensor)
         max_kl=kl_max,
         top_token_agreement=same / num_tokens,
         rounding_mean_difference=rounding / num_logits,
+        rounding_max_difference=rounding_max,
         excess_mean_difference=excess / num_logits,
+        excess_max_difference=excess_max,
     )
 
 
 def _judge(found: Verification, spread: float, dtype: OutputDtype) -> None:
     noise = _NOISE * spread
+    mean_limit = _UNEXPLAINED_SHARE * found.rounding_mean_difference + noise
+    max_limit = found.rounding_max_difference + _MAX_NOISE * spread
     # Written so that NaN fails.
-    if not found.excess_mean_difference <= _UNEXPLAINED_SHARE * found.rounding_mean_difference + noise:
+    if not (found.excess_mean_difference <= mean_limit and found.excess_max_difference <= max_limit):
         raise MergeError(
-            f"The merged model does not compute what base and adapter do: its logits differ by "
-            f"{found.excess_mean_difference:.2g} on average from PEFT's merge, of which rounding to {dtype} explains "
-            f"{_UNEXPLAINED_SHARE * found.rounding_mean_difference:.2g}.",
+            "The merged model does not compute what base and adapter do: its logits differ from PEFT's merge by "
+            f"{found.excess_mean_difference:.2g} on average and {found.excess_max_difference:.2g} at most, where "
+            f"rounding to {dtype} explains {mean_limit:.2g} and {max_limit:.2g}.",
             "Check the disk and memory of this machine, then report this with the adapter_config.json.",
         )
     limit = _MAX_ROUNDING_STEPS * torch.finfo(getattr(torch, dtype)).eps / 2 * spread + noise
@@ -135,13 +138,14 @@ def _judge(found: Verification, spread: float, dtype: OutputDtype) -> None:
         raise MergeError(
             f"Rounding to {dtype} changes the logits by {found.mean_difference:.2g} on average, more than the "
             f"{limit:.2g} that rounding of a whole model explains: it loses weights of the base or of the update.",
-            _FINER[dtype],
+            FINER_TYPES[dtype],
         )
 
 
 def _run_unmerged(proof: Proof) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits of base and adapter, and those of PEFT's merge rounded to the type."""
     model = proof.structure.adapted.base_model.model
+    sum_norms_precisely(model)
     control = PeftControl(len(proof.token_ids), getattr(torch, proof.dtype))
     Streaming(_UnmergedWeights(proof).divide, proof.source.device, control).attach(model)
     logits = model(proof.token_ids.repeat(2, 1).to(proof.source.device), use_cache=False).logits
@@ -150,11 +154,12 @@ def _run_unmerged(proof: Proof) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _run_merged(proof: Proof) -> torch.Tensor:
-    model = build_empty_model(proof.folder)
+    model = build_empty_model(proof.config_file)
+    folder = proof.config_file.parent
     # As transformers reads it: its config.json says whether the head is the embedding, whatever the files hold.
     is_tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     tied = {proof.structure.head: proof.structure.embedding} if is_tied else {}
-    with open_model_weights(proof.folder, str(proof.folder)) as weights:
+    with open_model_weights(folder, str(folder)) as weights:
 
         def divide(name: str) -> tuple[tuple[int, ...], Iterator[ReadRows]]:
             stored = tied.get(name, name)

@@ -2,10 +2,10 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from functools import cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -21,41 +21,37 @@ def count_workers(device_type: str) -> int:
     return min(_MOST_WORKERS[device_type], len(os.sched_getaffinity(0)))
 
 
-def run_in_order(works: Iterable[Callable[[], _Result]], num_workers: int) -> Iterator[_Result]:
+def run_in_order(works: Iterable[Callable[[], _Result]], num_workers: int) -> Generator[_Result, None, None]:
     """Run works in threads and yield their results in the order of the works.
 
-    Works are taken and results given in the caller's thread; at most two for each worker are under way, and none is
-    after the end, however that comes.
+    Works are taken and results given in the caller's thread; at most two for each worker are under way. Close it where
+    it may not come to its end: none is under way after that.
     """
     pool = _make_pool(num_workers)
     waiting: deque[Future[_Result]] = deque()
-    with _one_thread_each(num_workers):
-        try:
-            for work in works:
-                waiting.append(pool.submit(work))
-                if len(waiting) > 2 * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
+    try:
+        for work in works:
+            waiting.append(pool.submit(work))
+            if len(waiting) > 2 * num_workers:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
 
 
 @cache
 def _make_pool(num_workers: int) -> ThreadPoolExecutor:
-    """Return the threads of this process; making them anew for each weight takes as long as the work."""
-    return ThreadPoolExecutor(num_workers, thread_name_prefix="merge")
+    """Return the threads of this process; making them anew for each weight takes as long as the work.
 
-
-@contextmanager
-def _one_thread_each(num_workers: int) -> Iterator[None]:
-    """Keep PyTorch from dividing each small product over threads of its own, which wait longer than they compute."""
+    In each of them PyTorch has one thread: small products divided over more wait longer than they compute. The
+    caller's own number stays.
+    """
     num_threads = torch.get_num_threads()
-    if num_workers > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
+    pool = ThreadPoolExecutor(num_workers, "merge", torch.set_num_threads, (1,))
+    all_are_there = Barrier(num_workers)
+    wait([pool.submit(all_are_there.wait) for _ in range(num_workers)])
+    torch.set_num_threads(num_threads)
+    return pool

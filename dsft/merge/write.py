@@ -1,11 +1,12 @@
-"""Writing a merged model's files into a folder, in an order that leaves nothing loadable before all weights are there.
+"""Writing a merged model's files into a folder, in an order that leaves nothing loadable before all is proved.
 
-config.json comes after the weights: without it no library takes the folder for a model.
+config.json gets its name at last: without it no library takes the folder for a model.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 MODELFILE = "Modelfile"
 CARD_FILE = "README.md"
+UNPROVED_CONFIG = "config.json.unproved"
+"""What config.json is called until the model has proved to be right."""
 
 
 def write_weights(setup: MergeSetup, folder: Path, sink: EventSink) -> UpdateShare:
@@ -47,16 +50,20 @@ def write_weights(setup: MergeSetup, folder: Path, sink: EventSink) -> UpdateSha
     share = UpdateShare()
     done, total = 0, setup.layout.num_bytes
     sink(Progress("merge", 0, total))
-    with ThreadPoolExecutor(1) as flusher:
+    flusher = ThreadPoolExecutor(1)
+    try:
         flushes = []
         for shard in setup.layout.shards:
-            for num_bytes in write_shard(folder, shard, setup.layout, _round_shard(setup, shard, share)):
-                done += num_bytes
-                sink(Progress("merge", done, total))
+            with closing(_round_shard(setup, shard, share)) as pieces:
+                for num_bytes in write_shard(folder, shard, setup.layout, pieces):
+                    done += num_bytes
+                    sink(Progress("merge", done, total))
             # The disk writes this file while the next one is made.
             flushes.append(flusher.submit(flush_file, folder / shard.file))
         for flush in flushes:
             flush.result()
+    finally:
+        flusher.shutdown(cancel_futures=True)
     setup.layout.write_index(folder)
     return share
 
@@ -92,7 +99,7 @@ def write_gguf_file(setup: MergeSetup, plan: "GgufPlan", folder: Path, sink: Eve
 
 
 def write_configuration(setup: MergeSetup, folder: Path) -> None:
-    """Write tokenizer, chat template, generation_config.json and, at last, config.json."""
+    """Write tokenizer, chat template, generation_config.json, and config.json under its first name."""
     source = find_tokenizer(setup.choice, setup.base.source)
     tokenizer_dir = setup.base.folder if source is setup.base.source else Path(source.location)
     copy_tokenizer(tokenizer_dir, folder, setup.chat_template)
@@ -103,7 +110,12 @@ def write_configuration(setup: MergeSetup, folder: Path) -> None:
         setup.tokenizer.tokenizer.pad_token_id,
     )
     write_json(folder / "generation_config.json", generation)
-    write_json(folder / "config.json", setup.model_config)
+    write_json(folder / UNPROVED_CONFIG, setup.model_config)
+
+
+def reveal_configuration(folder: Path) -> None:
+    """Give config.json its name."""
+    (folder / UNPROVED_CONFIG).rename(folder / "config.json")
 
 
 def write_card(setup: MergeSetup, result: MergeResult, folder: Path) -> None:
@@ -117,16 +129,17 @@ def write_card(setup: MergeSetup, result: MergeResult, folder: Path) -> None:
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def _round_shard(setup: MergeSetup, shard: Shard, share: UpdateShare) -> Iterator[torch.Tensor]:
+def _round_shard(setup: MergeSetup, shard: Shard, share: UpdateShare) -> Generator[torch.Tensor, None, None]:
     recipes = {recipe.tensor.name: recipe for recipe in setup.source.plan.recipes}
     works = (
         partial(_round, work, setup.config.dtype, tensor.name)
         for tensor in shard.tensors
         for work in setup.source.divide(recipes[tensor.name])
     )
-    for rounded, rows_share in run_in_order(works, count_workers(setup.source.device.type)):
-        share.add(rows_share)
-        yield rounded
+    with closing(run_in_order(works, count_workers(setup.source.device.type))) as results:
+        for rounded, rows_share in results:
+            share.add(rows_share)
+            yield rounded
 
 
 def _round(make_rows: Callable[[], MergedRows], dtype: OutputDtype, name: str) -> tuple[torch.Tensor, UpdateShare]:

@@ -1,6 +1,7 @@
 """Writing a GGUF file, tensor by tensor and a few rows at a time."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -37,10 +38,11 @@ def write_gguf(path: Path, plan: GgufPlan, weights: MergedWeights, on_bytes: Cal
             works = (
                 partial(round_rows, rows, tensor.rounding, tensor.name) for rows in _read_rows(tensor, plan, weights)
             )
-            for data in run_in_order(works, count_workers("cpu")):
-                file.write(data.data)
-                written_bytes += data.nbytes
-                on_bytes(data.nbytes)
+            with closing(run_in_order(works, count_workers("cpu"))) as pieces:
+                for data in pieces:
+                    file.write(data.data)
+                    written_bytes += data.nbytes
+                    on_bytes(data.nbytes)
             if written_bytes != tensor.num_bytes:
                 raise DsftError(f"{tensor.name} came with {written_bytes} bytes of {tensor.num_bytes}.")
             _fill_up(file)

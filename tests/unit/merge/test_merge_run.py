@@ -331,7 +331,7 @@ def fail_at_file(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 FULL_DISKS = {
     "first piece": fail_at_piece(1),
     "tenth piece": fail_at_piece(10),
-    **{name: fail_at_file(name) for name in ("config.json", "README.md", "merge_summary.json")},
+    **{name: fail_at_file(name) for name in ("config.json.unproved", "README.md", "merge_summary.json")},
 }
 
 

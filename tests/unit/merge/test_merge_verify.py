@@ -22,6 +22,7 @@ from dsft.merge.events import Notice, Progress
 from dsft.merge.run import run_merge
 from dsft.merge.setup import MergeSetup
 from dsft.merge.verify import compare
+from dsft.merge.write import UNPROVED_CONFIG
 from tests.merge_kinds import KINDS, PLAIN, Kind
 from tests.merge_models import write_base, write_lora
 from tests.unit.merge.refusals import change_json, change_weights, look, merge, put
@@ -98,14 +99,14 @@ def write_nan(setup: MergeSetup, folder: Path) -> None:
 
 def drop_rope_scaling(setup: MergeSetup, folder: Path) -> None:
     """Leave the stretched positions out of config.json."""
-    content = json.loads((folder / "config.json").read_text())
+    content = json.loads((folder / UNPROVED_CONFIG).read_text())
     assert content.pop("rope_parameters")["factor"] == 4
-    (folder / "config.json").write_text(json.dumps(content))
+    (folder / UNPROVED_CONFIG).write_text(json.dumps(content))
 
 
 def say_that_the_head_is_tied(setup: MergeSetup, folder: Path) -> None:
     """Let transformers take the embedding for the head."""
-    change_json(folder / "config.json", tie_word_embeddings=True)
+    change_json(folder / UNPROVED_CONFIG, tie_word_embeddings=True)
 
 
 def spoil_after(monkeypatch: pytest.MonkeyPatch, step: str, spoil: Spoil) -> None:
@@ -202,8 +203,8 @@ class Told:
 @pytest.mark.parametrize(
     ("dtype", "words"),
     [
-        ("bfloat16", "Rounding to bfloat16 leaves [0-9]+ % of the adapter's update; --dtype float16 or float32 keeps"),
-        ("float16", "Rounding to float16 leaves [0-9]+ % of the adapter's update; --dtype float32 keeps all"),
+        ("bfloat16", "Rounding to bfloat16 leaves [0-9]+ % of the adapter's update. Take --dtype float16"),
+        ("float16", "Rounding to float16 leaves [0-9]+ % of the adapter's update. Take --dtype float32"),
         ("float32", None),
     ],
 )
