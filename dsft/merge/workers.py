@@ -50,8 +50,13 @@ def _make_pool(num_workers: int) -> ThreadPoolExecutor:
     caller's own number stays.
     """
     num_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(num_workers, "merge", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(num_workers, "merge", _take_one_thread)
     all_are_there = Barrier(num_workers)
     wait([pool.submit(all_are_there.wait) for _ in range(num_workers)])
     torch.set_num_threads(num_threads)
     return pool
+
+
+def _take_one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes the number on its first use, and keeps it
