@@ -85,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 is no reason to fail
-    previous_handler = signal.signal(signal.SIGTERM, _raise_terminated)
+    previous_handlers = _end_on_signals()
     arguments = list(sys.argv[1:] if args is None else args)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     use_json = "--json" in options  # before the parser takes the arguments out of their list
@@ -96,7 +96,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except BaseException as error:  # every way to end is mapped to an exit code here
         return _end_with(error, use_json=use_json)
     finally:
-        signal.signal(signal.SIGTERM, previous_handler)
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
     return exit_code
 
 
@@ -151,10 +152,27 @@ def _print_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
-def _raise_terminated(*_: object) -> NoReturn:
-    from dsft.cli.errors import Terminated
+def _end_on_signals() -> dict[signal.Signals, Any]:
+    """Let SIGTERM and SIGHUP end the command by an exception; returns the handlers that were there.
 
-    raise Terminated
+    A SIGHUP that is ignored stays so: nohup relies on it.
+    """
+    name = signal.SIGTERM.name
+
+    def end(*_: object) -> NoReturn:
+        from dsft.cli.errors import Terminated
+
+        raise Terminated(name)
+
+    def hang_up(*_: object) -> None:
+        nonlocal name
+        name = signal.SIGHUP.name
+        signal.raise_signal(signal.SIGTERM)  # so that what holds SIGTERM back for a while holds this one too
+
+    previous: dict[signal.Signals, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
+    return previous
 
 
 def _end_with(error: BaseException, *, use_json: bool) -> int:

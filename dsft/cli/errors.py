@@ -25,7 +25,15 @@ _MEMORY_WAYS_ON = (
 
 
 class Terminated(BaseException):
-    """SIGTERM came while no run was there to save a checkpoint."""
+    """SIGTERM or SIGHUP came while no run was there to save a checkpoint.
+
+    Attributes:
+        signal_name: Which of them.
+    """
+
+    def __init__(self, signal_name: str) -> None:
+        super().__init__(signal_name)
+        self.signal_name = signal_name
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ def _report_stop(error: BaseException) -> Report | None:
     if isinstance(error, KeyboardInterrupt):
         return Report("Interrupted", "SIGINT; nothing more was saved.", fix, ExitCode.INTERRUPTED, label="stopped")
     if isinstance(error, Terminated):
-        return Report("Terminated", "SIGTERM; nothing more was saved.", fix, ExitCode.TERMINATED, label="stopped")
+        found = f"{error.signal_name}; nothing more was saved."
+        return Report("Terminated", found, fix, ExitCode.TERMINATED, label="stopped")
     return None
 
 

@@ -4,7 +4,7 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _RENAME_EXCHANGE = 2
 
 
 @contextmanager
-def staged(staging: Path, target: Path, fix: str) -> Iterator[None]:
+def staged(staging: Path, target: Path, fix: str, take: Callable[[], None] | None = None) -> Iterator[None]:
     """Make an empty folder to write in, and flush what was written to disk; a failure leaves no folder behind.
 
     Folders above it that are not there are made, and go again with it.
@@ -28,19 +28,29 @@ def staged(staging: Path, target: Path, fix: str) -> Iterator[None]:
         staging: The folder; what an earlier process left in it is removed.
         target: What it will be, for the message.
         fix: What to do about files that can't be written.
+        take: Called when the folder is there and nothing in it is touched yet; where it raises, the folder is another
+            process's and stays.
 
     Raises:
         WriteError: The files can't be written.
     """
+    is_taken = False
     new_folders = [folder for folder in staging.absolute().parents if not folder.exists()]
     try:
-        discard(staging)
-        staging.mkdir(parents=True)
+        with held_signals():
+            if staging.is_symlink():
+                staging.unlink()
+            staging.mkdir(parents=True, exist_ok=True)
+            if take is not None:
+                take()
+            is_taken = True
+        _empty(staging)
         yield
         flush_files(staging)
     except BaseException as error:
         with held_signals():  # a second Ctrl-C, from someone in a hurry, would leave half of it
-            discard(staging)
+            if is_taken:
+                discard(staging)
             with suppress(OSError):  # ends at the first that is not empty
                 for folder in new_folders:
                     folder.rmdir()
@@ -84,9 +94,14 @@ def put_back(target: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder if it is there, what makes it loadable first: a kill in between leaves nothing that loads."""
-    for path in sorted(folder.glob("*.json"), key=lambda path: path.name != "config.json"):
-        path.unlink(missing_ok=True)
+    """Remove a folder if it is there, what makes it loadable first: a kill in between leaves nothing that loads.
+
+    Of a link only the link goes.
+    """
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+        return
+    _make_unloadable(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -119,6 +134,21 @@ def flush_folder(folder: Path) -> None:
 def nearest_folder(path: Path) -> Path:
     """Return the nearest folder above a path that exists."""
     return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def _empty(folder: Path) -> None:
+    """Remove what is in a folder and keep the folder itself, and with it its lock."""
+    _make_unloadable(folder)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _make_unloadable(folder: Path) -> None:
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.name != "config.json"):
+        path.unlink(missing_ok=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

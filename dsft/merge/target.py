@@ -3,12 +3,12 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dsft.core.errors import OutputFolderError, WriteError
 from dsft.core.locks import held
-from dsft.core.models.find_run import MERGE_SUMMARY_FILE, MERGED_FOLDER
+from dsft.core.models.find_run import MERGE_SUMMARY_FILE, MERGED_FOLDER, RECORD_FILE
 from dsft.core.signals import held_signals
 from dsft.core.staging import discard, move_in, nearest_folder, put_back, staged
 from dsft.core.units import format_gib
@@ -40,7 +40,7 @@ def find_target(adapter_dir: Path, output: Path | None, base_folder: Path | None
     for folder, whose in ((adapter_dir, "the adapter"), (base_folder, "the base model")):
         if folder is not None and (resolved == folder.resolve() or resolved in folder.resolve().parents):
             raise OutputFolderError(f"{target} is the folder of {whose}, or around it.", _WAYS_ON)
-    with _locked(target, adapter_dir):
+    with _locked(adapter_dir, target, _staging(target)):
         put_back(target)
         _check_content(target, overwrite=overwrite)
     return target
@@ -75,10 +75,16 @@ def written(target: Path, adapter_dir: Path, *, overwrite: bool) -> Iterator[Pat
         WriteError: The files can't be written.
     """
     staging = _staging(target)
-    with _locked(target, adapter_dir) as locks:
-        _check_content(target, overwrite=overwrite)
-        with staged(staging, target, _WRITE_FIX):
+    with _locked(adapter_dir, target) as locks:
+
+        def take() -> None:
             locks.enter_context(held(staging, _BUSY))
+            own = [folder.stat() for folder in (staging, target) if folder.exists()]  # they may be exchanged by then
+            locks.callback(_discard_own, staging, own)
+
+        _check_content(target, overwrite=overwrite)
+        with staged(staging, target, _WRITE_FIX, take):
+            _check_content(target, overwrite=overwrite)  # another merge may have ended until the folder was held
             yield staging
             _check_content(target, overwrite=overwrite)  # writing takes minutes
         _move_in(staging, target)
@@ -112,12 +118,27 @@ def _check_content(target: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _locked(target: Path, adapter_dir: Path) -> Iterator[ExitStack]:
+def _locked(adapter_dir: Path, *places: Path) -> Iterator[ExitStack]:
+    """Hold the adapter against those who write it, and the places that are there against everyone.
+
+    A run that goes on removes its older checkpoints, and it holds the folder around them.
+    """
+    run_dir = adapter_dir.resolve().parent
     with ExitStack() as locks:
-        for folder in (adapter_dir, target, _staging(target)):
-            if folder.is_dir():
+        for folder in (adapter_dir, run_dir) if (run_dir / RECORD_FILE).is_file() else (adapter_dir,):
+            locks.enter_context(held(folder, _BUSY, is_shared=True))
+        for folder in places:
+            with suppress(FileNotFoundError, NotADirectoryError):
                 locks.enter_context(held(folder, _BUSY))
         yield locks
+
+
+def _discard_own(staging: Path, own: list[os.stat_result]) -> None:
+    """Remove what is left under the name of the folder to write in; another merge's that came there since stays."""
+    with held_signals(), suppress(FileNotFoundError):
+        status = staging.stat(follow_symlinks=False)
+        if any(os.path.samestat(status, each) for each in own):
+            discard(staging)
 
 
 def _move_in(staging: Path, target: Path) -> None:
@@ -128,7 +149,6 @@ def _move_in(staging: Path, target: Path) -> None:
             is_complete = True
     except OSError as error:
         put_back(target)
-        discard(staging)
         raise WriteError(f"{target} can't be put in its place: {error}.", _WRITE_FIX) from error
     except BaseException as stop:
         if is_complete:
@@ -138,7 +158,10 @@ def _move_in(staging: Path, target: Path) -> None:
 
 def _leftover_bytes(target: Path) -> int:
     """Return what a merge that was killed left; it is removed before anything is written."""
-    return sum(path.stat().st_blocks * 512 for path in _staging(target).rglob("*") if path.is_file())
+    staging = _staging(target)
+    if staging.is_symlink():
+        return 0
+    return sum(path.stat().st_blocks * 512 for path in staging.rglob("*") if path.is_file())
 
 
 def _staging(target: Path) -> Path:

@@ -1,10 +1,15 @@
-"""What exceptions from outside dsft mean to the user."""
+"""What signals and exceptions from outside dsft mean to the user."""
+
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from huggingface_hub import get_session
 
-from dsft.cli.errors import report
+from dsft.cli.app import main
+from dsft.cli.errors import Terminated, report
 from dsft.core.errors import ExitCode
 
 
@@ -34,3 +39,51 @@ def test_the_way_out_of_too_little_memory_fits_training_inference_and_merging(wo
 
 def test_another_runtime_error_is_not_taken_for_memory():
     assert report(RuntimeError("mat1 and mat2 shapes cannot be multiplied")).kind == "UnexpectedError"
+
+
+HOLD_BACK = """
+import sys
+from dsft.cli import app
+from dsft.core.signals import held_signals
+
+def run(arguments):
+    with held_signals():
+        print("held", flush=True)
+        sys.stdin.readline()
+        print("not cut short", flush=True)
+    print("went on", flush=True)
+
+app._run = run
+sys.exit(app.main([]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_sentence_says_which_signal_came(name):
+    found = report(Terminated(name))
+    assert (found.kind, found.found, found.exit_code) == ("Terminated", f"{name}; nothing more was saved.", 143)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ignored", "code", "told"),
+    [
+        ("SIGTERM", False, 143, "stopped: SIGTERM; nothing more was saved.\n"),
+        ("SIGHUP", False, 143, "stopped: SIGHUP; nothing more was saved.\n"),
+        ("SIGHUP", True, 0, ""),
+    ],
+)
+def test_a_closed_terminal_is_like_sigterm_held_back_with_it_and_ignored_under_nohup(name, is_ignored, code, told):
+    command = [*(("nohup",) if is_ignored else ()), sys.executable, "-c", HOLD_BACK]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        process.send_signal(getattr(signal, name))
+        output, error = process.communicate("\n", timeout=60)
+    assert (process.returncode, error) == (code, told)
+    assert output == "not cut short\n" + ("went on\n" if is_ignored else "")
+
+
+def test_the_handlers_of_signals_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    main(["--version"])
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before

@@ -1,4 +1,4 @@
-"""A folder that one process at a time may use: who is refused, and when the lock ends."""
+"""A folder that one process may write into, or several may read: who is refused, and when the lock ends."""
 
 import errno
 import fcntl
@@ -58,6 +58,41 @@ def test_folders_are_held_apart_and_a_lock_goes_with_a_renamed_folder(tmp_path: 
         (tmp_path / "a").rename(tmp_path / "c")
         with pytest.raises(OutputFolderError), held(tmp_path / "c", ""):
             pass
+
+
+def test_several_may_read_what_one_may_write(tmp_path: Path) -> None:
+    with held(tmp_path, "", is_shared=True), held(tmp_path, "", is_shared=True):
+        with pytest.raises(OutputFolderError) as caught, held(tmp_path, "Wait."):
+            pass
+        assert caught.value.found == f"Another dsft command is reading {tmp_path} now."
+    with held(tmp_path, ""):
+        with pytest.raises(OutputFolderError) as caught, held(tmp_path, "Wait.", is_shared=True):
+            pass
+        assert caught.value.found == f"Another dsft command is writing into {tmp_path} now."
+    with held(tmp_path, ""):
+        pass
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_folder_that_goes_between_opening_and_locking_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lock = fcntl.flock
+
+    def rename_and_lock(descriptor: int, operation: int) -> None:
+        folder.rename(tmp_path / "elsewhere")
+        if is_replaced:
+            folder.mkdir()
+        lock(descriptor, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", rename_and_lock)
+        with pytest.raises(OutputFolderError, match="is writing into"), held(folder, ""):
+            pass
+    with held(tmp_path / "elsewhere", ""):
+        pass
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])

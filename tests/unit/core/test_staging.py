@@ -152,6 +152,16 @@ def test_discarding_what_is_not_there_is_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_of_a_link_only_the_link_goes(tmp_path: Path) -> None:
+    mine = make_model(tmp_path / "mine", "x")
+    (tmp_path / "link").symlink_to(mine)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    discard(tmp_path / "link")
+    discard(tmp_path / "dangling")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert content_of(mine) == "x"
+
+
 def test_files_are_on_disk_before_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda number: flushed.append(Path(f"/proc/self/fd/{number}").readlink().name))
@@ -182,6 +192,43 @@ def test_a_folder_to_write_in_is_empty(tmp_path: Path) -> None:
         assert not list((tmp_path / "w").iterdir())
         (tmp_path / "w" / "file").touch()
     assert [path.name for path in (tmp_path / "w").iterdir()] == ["file"]
+
+
+def test_a_link_in_the_place_of_the_folder_to_write_in_is_replaced(tmp_path: Path) -> None:
+    mine = make_model(tmp_path / "mine", "x")
+    (tmp_path / "w").symlink_to(mine)
+    with staged(tmp_path / "w", tmp_path / "t", FIX):
+        (tmp_path / "w" / "file").touch()
+    assert not (tmp_path / "w").is_symlink()
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["file"]
+    assert content_of(mine) == "x"
+
+
+def test_folders_and_links_in_a_folder_to_write_in_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    mine = make_model(tmp_path / "mine", "x")
+    make_model(tmp_path / "w" / "inner", "left by a kill")
+    (tmp_path / "w" / "link").symlink_to(mine)
+    with staged(tmp_path / "w", tmp_path / "t", FIX):
+        assert not list((tmp_path / "w").iterdir())
+    assert content_of(mine) == "x"
+
+
+def test_a_folder_that_is_not_given_stays_as_it_is(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise ValueError("of another")
+
+    folder = make_model(tmp_path / "a" / "w", "another's")
+    with pytest.raises(ValueError, match="of another"), staged(folder, tmp_path / "t", FIX, refuse):
+        pass
+    assert content_of(folder) == "another's"
+
+
+def test_a_folder_is_taken_before_anything_in_it_goes_and_stays_the_same(tmp_path: Path) -> None:
+    folder, seen = make_model(tmp_path / "w", "left by a kill"), []
+    number = folder.stat().st_ino
+    with staged(folder, tmp_path / "t", FIX, lambda: seen.append(content_of(folder))):
+        assert seen == ["left by a kill"]
+        assert folder.stat().st_ino == number
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), MemoryError(), RuntimeError("x")])

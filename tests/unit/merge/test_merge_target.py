@@ -13,6 +13,7 @@ from dsft.core import staging as staging_module
 from dsft.core.errors import OutputFolderError, WriteError
 from dsft.core.locks import held
 from dsft.core.units import GIB
+from dsft.merge import target as target_module
 from dsft.merge.target import SMALL_FILES_BYTES, check_room, find_target, written
 
 
@@ -331,7 +332,7 @@ def test_what_an_earlier_merge_left_is_removed(adapter: Path) -> None:
 
 @pytest.mark.parametrize("folder", [".", "merged_model", ".merged_model.writing"])
 def test_a_folder_that_another_command_holds_is_refused_by_name(adapter: Path, folder: str) -> None:
-    """The adapter's is held by its training and by another merge, the two others by a merge of another adapter."""
+    """The adapter's is held by its training, the two others by another merge."""
     place = adapter / folder
     if folder != ".":
         make_merged(place)
@@ -364,3 +365,141 @@ def test_folders_are_held_until_the_model_is_in_its_place(adapter: Path, monkeyp
     assert len(refused) == 3
     with held(adapter, ""), held(merged, ""):
         pass
+
+
+def test_an_adapter_is_merged_into_two_places_at_once(adapter: Path, tmp_path: Path) -> None:
+    def merge_elsewhere() -> None:
+        write_model(find_target(adapter, tmp_path / "out", None, overwrite=False), adapter)
+        with pytest.raises(OutputFolderError) as caught, held(adapter, ""):
+            pass
+        assert caught.value.found == f"Another dsft command is reading {adapter} now."
+
+    write_model(adapter / "merged_model", adapter, then=merge_elsewhere)
+    assert content(tmp_path / "out") == content(adapter / "merged_model")
+
+
+def test_of_two_merges_into_one_place_the_second_is_refused(adapter: Path, tmp_path: Path) -> None:
+    other = tmp_path / "trained_y"
+    other.mkdir()
+
+    def merge_too() -> None:
+        for attempt in (find_target, lambda *_, overwrite: write_model(target, other, overwrite=overwrite)):
+            with pytest.raises(OutputFolderError) as caught:
+                attempt(other, target, None, overwrite=True)
+            assert caught.value.found == f"Another dsft command is writing into {tmp_path / '.out.writing'} now."
+
+    target = tmp_path / "out"
+    write_model(target, adapter, then=merge_too)
+    assert content(target) == {"config.json": "new", "model.safetensors": "new"}
+    assert names(tmp_path) == ["out", "trained_y", "work"]
+
+
+def test_a_merge_that_begins_while_another_does_leaves_its_folder_alone(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found nothing to hold by then."""
+    target, other = tmp_path / "a" / "out", tmp_path / "trained_y"
+    other.mkdir()
+    first = written(target, adapter, overwrite=False)
+    stage = target_module.staged
+
+    def begin_the_first_and_stage(*args: object) -> object:
+        monkeypatch.setattr(target_module, "staged", stage)
+        (first.__enter__() / "config.json").write_text("of the first")
+        return stage(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(target_module, "staged", begin_the_first_and_stage)
+    with pytest.raises(OutputFolderError, match="is writing into"):
+        write_model(target, other)
+    first.__exit__(None, None, None)
+    assert content(target) == {"config.json": "of the first"}
+    assert names(target.parent) == ["out"]
+
+
+def test_a_merge_that_has_ended_while_another_began_is_not_replaced(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, stage = tmp_path / "out", target_module.staged
+
+    def merge_and_stage(*args: object) -> object:
+        make_merged(target, "of another merge")
+        return stage(*args)  # type: ignore[arg-type]
+
+    def fail_if_begun() -> None:
+        raise AssertionError("minutes of writing for nothing")
+
+    monkeypatch.setattr(target_module, "staged", merge_and_stage)
+    with pytest.raises(OutputFolderError, match="already holds a merged model"):
+        write_model(target, adapter, then=fail_if_begun)
+    assert names(tmp_path) == ["out", "work"]
+
+
+def test_a_checkpoint_is_held_with_the_folder_of_its_run(adapter: Path, tmp_path: Path) -> None:
+    """A run removes its older checkpoints; it holds its folder while it goes on."""
+    run = adapter.parent
+    (run / "run.json").touch()
+    with held(run, ""):
+        for attempt in (
+            lambda: find_target(adapter, tmp_path / "out", None, overwrite=False),
+            lambda: write_model(tmp_path / "out", adapter),
+        ):
+            with pytest.raises(OutputFolderError) as caught:
+                attempt()
+            assert caught.value.found == f"Another dsft command is writing into {run} now."
+
+    def run_on() -> None:
+        with pytest.raises(OutputFolderError, match=f"is reading {run} now"), held(run, ""):
+            pass
+
+    write_model(tmp_path / "out", adapter, then=run_on)
+    (run / "run.json").unlink()
+    with held(run, ""):
+        write_model(tmp_path / "out2", adapter)
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_signal_just_before_it_is_moved_in_leaves_nothing(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    def stop(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    if before is not None:
+        make_merged(adapter / "merged_model", before)
+    left = names(adapter)
+    monkeypatch.setattr(target_module, "_move_in", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_model(adapter / "merged_model", adapter, overwrite=True)
+    assert names(adapter) == left
+    if before is not None:
+        assert set(content(adapter / "merged_model").values()) == {before}
+
+
+def test_the_older_model_goes_where_the_disk_fails_after_the_exchange(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    merged = make_merged(adapter / "merged_model")
+    with pytest.raises(WriteError, match="Input/output error"):
+        write_model(
+            merged,
+            adapter,
+            overwrite=True,
+            then=lambda: monkeypatch.setattr(
+                target_module, "move_in", lambda first, second: (staging_module._exchange(first, second), refuse(first))
+            ),
+        )
+    assert set(content(merged).values()) == {"new"}
+    assert names(adapter) == ["merged_model"]
+
+
+def test_a_link_under_the_name_to_write_under_goes_and_what_it_leads_to_stays(adapter: Path, tmp_path: Path) -> None:
+    mine = make_merged(tmp_path / "mine", "mine")
+    (tmp_path / ".out.writing").symlink_to(mine)
+    check_room(tmp_path / "out", 0)
+    write_model(find_target(adapter, tmp_path / "out", None, overwrite=False), adapter)
+    assert set(content(mine).values()) == {"mine"}
+    assert content(tmp_path / "out") == {"config.json": "new", "model.safetensors": "new"}
+    assert names(tmp_path) == ["mine", "out", "work"]
