@@ -190,6 +190,10 @@ def main() -> None:
     for device in devices:
         shutil.rmtree(ours)
         note(f"dsft, {device}, verified", run_merge(given.model, adapter, ours, "--device", device))
+    if "cuda" in devices:
+        shutil.rmtree(ours)
+        flags = ("--device", "cuda", "--base-rounding", "nf4", "--no-verify")
+        note("dsft, cuda, into the NF4 round trip", run_merge(given.model, adapter, ours, *flags))
     for kind in ("f16", "q8_0"):
         shutil.rmtree(ours)
         note(f"dsft, cpu, with GGUF {kind}", run_merge(given.model, adapter, ours, "--no-verify", "--gguf", kind))

@@ -57,8 +57,8 @@ class HostNeeds:
     Attributes:
         memory: Host memory of training; the model's file pages, which can be given back, are the last term.
         disk: Disk of a run.
-        streamed_merge_bytes: Host memory of a merge tensor by tensor, beside the process itself.
-        whole_merge_bytes: Host memory of a merge of the whole model at once, beside the process itself.
+        streamed_merge_bytes: Host memory of `dsft merge`, tensor by tensor and verified.
+        whole_merge_bytes: Host memory of a merge of the whole model at once, as PEFT does it.
     """
 
     memory: tuple[Term, ...]

@@ -158,7 +158,10 @@ def _render_host(result: Breakdown) -> RenderableType:
     *needed, mapped = host.memory
     rows = [
         ("to train", f"{_sum(needed)}, and {_small(mapped.num_bytes)} of file pages while the model loads"),
-        ("to merge", f"{_small(host.streamed_merge_bytes)} tensor by tensor, {_small(host.whole_merge_bytes)} whole"),
+        (
+            "to merge",
+            f"{_small(host.streamed_merge_bytes)} by `dsft merge`, {_small(host.whole_merge_bytes)} as a whole model",
+        ),
     ]
     disk = [(term.name, f"{_small(term.num_bytes)}, {term.formula}") for term in host.disk]
     disk.append(("in all", _small(sum(term.num_bytes for term in host.disk))))

@@ -13,6 +13,17 @@ PROCESS_BYTES = 1_135_000_000
 Measured with the 6.7B shape on an H100 (docs/benchmarks/train-6.7b-h100.json: a peak of 14.616 GB, of which 13.481 GB
 are the model's own pages)."""
 
+MERGE_PROCESS_BYTES = 798_000_000
+"""Host memory of a process that merges without any weights: Python, PyTorch with CUDA's libraries, transformers, PEFT.
+What `merge_and_unload` of the 6.7B model took on an H100's host (docs/benchmarks/merge-6.7b.json: a peak of 15.1 GB)
+beside weights, adapter and largest update."""
+
+MERGE_PIECES_BYTES = 24 * 12 * 2**20
+"""Pieces of a million weights under way in at most 8 threads: read in 16 bits, in float32, with the float32 update."""
+
+MERGE_POSITIONS = 160
+"""Positions at which a merge compares logits."""
+
 ADAM_FACTOR = 3
 """A checkpoint has each LoRA weight and AdamW's two moments."""
 
@@ -76,19 +87,24 @@ def estimate_disk(files: RunFiles) -> tuple[Term, ...]:
 
 def estimate_whole_merge(shape: ModelShape, rank: int) -> int:
     """Return the memory of merging as PEFT does: 16-bit weights and adapter whole, and the largest float32 update."""
-    largest = max(linear.num_weights for linear in shape.block_linears)
-    return _model_bytes(shape) + _LORA_BYTES * shape.num_lora_weights(rank) + 4 * largest
+    weights = _model_bytes(shape) + _LORA_BYTES * shape.num_lora_weights(rank)
+    return MERGE_PROCESS_BYTES + weights + 4 * _largest_linear(shape)
 
 
 def estimate_streamed_merge(shape: ModelShape, rank: int) -> int:
-    """Return the memory of merging tensor by tensor: the largest one at once.
+    """Return the memory of `dsft merge` with its verification.
 
-    A linear layer is there in 16 bits, in float32, with its float32 update and as the 16-bit result; an embedding is
-    only copied.
+    The largest linear layer is there once in float32, with its factors, pieces of weights in several threads, and the
+    logits of the three models that are compared.
     """
     largest = max(shape.block_linears, key=lambda linear: linear.num_weights)
-    merged = (2 + 4 + 4 + 2) * largest.num_weights + _LORA_BYTES * rank * (largest.num_inputs + largest.num_outputs)
-    return max(merged, _MODEL_BYTES * shape.vocab_size * shape.hidden_size)
+    weight = 4 * largest.num_weights + _LORA_BYTES * rank * (largest.num_inputs + largest.num_outputs)
+    logits = 3 * 4 * MERGE_POSITIONS * shape.vocab_size
+    return MERGE_PROCESS_BYTES + MERGE_PIECES_BYTES + weight + logits
+
+
+def _largest_linear(shape: ModelShape) -> int:
+    return max(linear.num_weights for linear in shape.block_linears)
 
 
 def _cache_term(shape: ModelShape, num_tokens: int) -> Term:
