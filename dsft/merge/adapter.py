@@ -2,20 +2,19 @@
 
 import dataclasses
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dsft.core.errors import MergeError, ModelError
+from dsft.core.errors import ModelError
+from dsft.core.models.find_run import ADAPTER_FILE
 from dsft.core.models.weight_files import open_weight_file
-from dsft.merge.weights import is_finite
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
 
-CONFIG_FILE = "adapter_config.json"
 SAFE_WEIGHTS = "adapter_model.safetensors"
 PICKLED_WEIGHTS = "adapter_model.bin"
 
@@ -36,6 +35,9 @@ _INEXACT_SETTINGS = {
 }
 """Settings with which one fixed weight would not compute what the adapter does, or not as dsft adds it."""
 
+_FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
+_POINTER_START = b"version https://git-lfs.github.com/"
+
 _REOPENED_AFTER_BYTES = 64 * 2**20
 
 
@@ -52,7 +54,15 @@ class AdapterWeights(Protocol):
         ...
 
     def read(self, name: str) -> "torch.Tensor":
-        """Return a tensor as it is stored."""
+        """Return a tensor as it is stored, in memory of its own."""
+        ...
+
+    def read_rows(self, name: str, first: int, last: int) -> "torch.Tensor":
+        """Return the rows (first dimension) from `first` up to but not including `last`, in memory of their own."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
         ...
 
 
@@ -81,24 +91,10 @@ def open_adapter(folder: Path) -> Adapter:
     return Adapter(folder, config, _open_weights(folder))
 
 
-def check_finite(adapter: Adapter) -> None:
-    """Refuse an adapter with NaN or infinite numbers.
-
-    Raises:
-        MergeError: The first tensor that holds one.
-    """
-    for name in sorted(adapter.weights.names):
-        if not is_finite(adapter.weights.read(name)):
-            raise MergeError(
-                f"The adapter {adapter.folder} holds NaN or infinite numbers in {name}.",
-                "Train it again with a lower learning rate, or take an earlier checkpoint.",
-            )
-
-
 def _read_config(folder: Path) -> "LoraConfig":
     from peft import LoraConfig
 
-    path = folder / CONFIG_FILE
+    path = folder / ADAPTER_FILE
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -131,15 +127,44 @@ def _refuse(path: Path, name: str, value: Any, reason: str) -> ModelError:
 
 def _open_weights(folder: Path) -> AdapterWeights:
     if (folder / SAFE_WEIGHTS).is_file():
+        _check_is_there(folder / SAFE_WEIGHTS)
         return _SafeWeights(folder / SAFE_WEIGHTS)
     if (folder / PICKLED_WEIGHTS).is_file():
+        _check_is_there(folder / PICKLED_WEIGHTS)
         return _PickledWeights(folder / PICKLED_WEIGHTS)
     raise ModelError(f"{folder} has no {SAFE_WEIGHTS}.", "Copy the adapter again from where it was saved.")
+
+
+def _check_is_there(path: Path) -> None:
+    """Refuse a file that stands for the weights without holding them."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER_START))
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error}.", "Copy the adapter again.") from error
+    if not start:
+        raise ModelError(f"{path} is empty.", "Copy the adapter again from where it was saved.")
+    if start == _POINTER_START:
+        raise ModelError(
+            f"{path} is a pointer of Git LFS, and not the weights themselves.",
+            "Fetch them with `git lfs pull`, or download the adapter again.",
+        )
+
+
+def _check_is_float(path: Path, name: str, dtype: "torch.dtype") -> None:
+    word = str(dtype).removeprefix("torch.")
+    if word not in _FLOAT_TYPES:
+        raise ModelError(
+            f"{path} holds {name} as numbers of the type {word}, and dsft merges those of {', '.join(_FLOAT_TYPES)}.",
+            "Save the adapter in one of these types.",
+        )
 
 
 class _SafeWeights:
     def __init__(self, path: Path) -> None:
         self._files = open_weight_file(path)
+        for name in self._files.tensors:
+            _check_is_float(path, name, self._files.dtype(name))
 
     @property
     def names(self) -> frozenset[str]:
@@ -150,6 +175,12 @@ class _SafeWeights:
 
     def read(self, name: str) -> "torch.Tensor":
         return self._files.read(name)
+
+    def read_rows(self, name: str, first: int, last: int) -> "torch.Tensor":
+        return self._files.read_rows(name, first, last)
+
+    def close(self) -> None:
+        self._files.close()
 
 
 class _PickledWeights:
@@ -163,6 +194,7 @@ class _PickledWeights:
         self._tensors = self._open()
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self._num_read_bytes = 0
+        self._reopening = Lock()
 
     @property
     def names(self) -> frozenset[str]:
@@ -172,13 +204,23 @@ class _PickledWeights:
         return self._shapes[name]
 
     def read(self, name: str) -> "torch.Tensor":
-        if self._num_read_bytes > _REOPENED_AFTER_BYTES:
-            self._tensors = {}
-            self._tensors = self._open()
-            self._num_read_bytes = 0
-        tensor = self._tensors[name].clone()
-        self._num_read_bytes += tensor.nbytes
-        return tensor
+        return self._find(name, None).clone()
+
+    def read_rows(self, name: str, first: int, last: int) -> "torch.Tensor":
+        return self._find(name, slice(first, last)).clone()
+
+    def close(self) -> None:
+        self._tensors = {}
+
+    def _find(self, name: str, rows: slice | None) -> "torch.Tensor":
+        with self._reopening:  # several threads may read
+            if self._num_read_bytes > _REOPENED_AFTER_BYTES:
+                self._tensors = {}
+                self._tensors = self._open()
+                self._num_read_bytes = 0
+            tensor = self._tensors[name] if rows is None else self._tensors[name][rows]
+            self._num_read_bytes += tensor.nbytes
+            return tensor
 
     def _open(self) -> "dict[str, torch.Tensor]":
         import torch
@@ -188,11 +230,16 @@ class _PickledWeights:
                 tensors = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # the format before PyTorch 1.6 can't be mapped
                 tensors = torch.load(self._path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            first_line = str(error).strip().partition("\n")[0]
+        except Exception as error:  # a pickle of anything else may raise whatever it likes; torch's advice is to run it
             raise ModelError(
-                f"{self._path} can't be read as plain tensors: {first_line}", "Save the adapter as safetensors."
+                f"{self._path} can't be read as plain tensors: it is damaged, or holds other objects.",
+                "Copy the adapter again, or have whoever trained it save it as safetensors.",
             ) from error
         if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
             raise ModelError(f"{self._path} holds something else than tensors.", "Save the adapter as safetensors.")
-        return tensors
+        for name, tensor in tensors.items():
+            if tensor.layout != torch.strided or tensor.device.type != "cpu":
+                kind = "on the meta device, without its numbers" if tensor.device.type == "meta" else "sparse"
+                raise ModelError(f"{self._path} holds {name}, which is {kind}.", "Save the adapter as safetensors.")
+            _check_is_float(self._path, name, tensor.dtype)
+        return {str(name): tensor for name, tensor in tensors.items()}

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 
+from dsft.core.errors import MergeError
 from dsft.core.models.weight_files import WeightFiles
-from dsft.merge.adapter import Adapter
+from dsft.merge.adapter import Adapter, AdapterWeights
 from dsft.merge.nf4 import round_to_nf4
 from dsft.merge.plan import MergePlan, Recipe
-from dsft.merge.weights import MergedTensor
+from dsft.merge.weights import MergedTensor, is_finite
 from dsft.merge.workers import count_workers, run_in_order
 
 _PIECE_VALUES = 2**20
@@ -62,6 +63,25 @@ def measure_share(rounded: torch.Tensor, rows: MergedRows) -> UpdateShare:
     return UpdateShare(float(torch.dot(kept, update)), float(torch.dot(update, update)))
 
 
+def check_finite(adapter: Adapter) -> None:
+    """Refuse an adapter with NaN or infinite numbers.
+
+    Raises:
+        MergeError: The first tensor that holds one.
+    """
+    for name in sorted(adapter.weights.names):
+        places = divide_rows(adapter.weights.shape(name), _PIECE_VALUES)
+        if not all(is_finite(_read_rows(adapter.weights, name, *place)) for place in places):
+            raise MergeError(
+                f"The adapter {adapter.folder} holds NaN or infinite numbers in {name}.",
+                "Train it again with a lower learning rate, or take an earlier checkpoint.",
+            )
+
+
+def _read_rows(weights: WeightFiles | AdapterWeights, name: str, first: int, last: int) -> torch.Tensor:
+    return weights.read_rows(name, first, last) if weights.shape(name) else weights.read(name)[None]
+
+
 @dataclass(frozen=True)
 class MergeSource:
     """Reads base and adapter and makes the merged model's tensors of them.
@@ -95,11 +115,6 @@ class MergeSource:
         for rows in run_in_order(works, count_workers(self.device.type)):
             yield rows.merged.cpu()
 
-    def merge(self, recipe: Recipe) -> Iterator[MergedRows]:
-        """Yield a merged tensor in pieces of consecutive rows."""
-        for work in self.divide(recipe):
-            yield work()
-
     def divide(self, recipe: Recipe) -> Iterator[Callable[[], MergedRows]]:
         """Yield what makes each piece of a merged tensor, in the order of the rows; any thread may run it."""
         read = self._open(recipe)
@@ -124,20 +139,11 @@ class MergeSource:
 
     def _open(self, recipe: Recipe) -> "_ReadRows":
         """Return what reads rows of the tensor that a recipe starts from, in float32, in memory of their own."""
-        if recipe.origin == "adapter":
-            whole = self.adapter.weights.read(recipe.source)
-        elif not recipe.tensor.shape:
-            whole = self.base.read(recipe.source)
-        elif recipe.is_quantized and self.nf4_dtype is not None:
-            whole = round_to_nf4(self.base.read(recipe.source).to(self.device), self.nf4_dtype)
-        else:
-            return lambda first, last: self.base.read_rows(recipe.source, first, last).to(self.device).float()
-        rows = whole if whole.shape else whole[None]
-
-        def read(first: int, last: int) -> torch.Tensor:
-            return rows[first:last].view(last - first, *whole.shape[1:]).to(self.device, torch.float32, copy=True)
-
-        return read
+        if recipe.is_quantized and self.nf4_dtype is not None:
+            rounded = round_to_nf4(self.base.read(recipe.source).to(self.device), self.nf4_dtype)
+            return lambda first, last: rounded[first:last].to(torch.float32, copy=True)
+        stored = self.adapter.weights if recipe.origin == "adapter" else self.base
+        return lambda first, last: _read_rows(stored, recipe.source, first, last).to(self.device).float()
 
     def _prepare_change(self, recipe: Recipe, read: "_ReadRows") -> Callable[[torch.Tensor, int], MergedRows] | None:
         if recipe.update is not None:

@@ -1,39 +1,53 @@
-"""The base model of a merge: where it is, whether it is the one the adapter was trained on, and its files."""
+"""The base model of a merge: where it is, whether it is the one the adapter was trained on, and its files.
+
+A model of the hub is downloaded last, and of it only what is read: its weights take minutes to hours.
+"""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dsft.core.errors import ModelError, UnreachableHubError
 from dsft.core.hub import is_hub_reachable
-from dsft.core.models.find_run import BaseName, ModelChoice, choose_model, find_base, find_tokenizer
+from dsft.core.models.find_run import BaseName, ModelChoice, find_base, find_tokenizer
 from dsft.core.models.source import ModelSource, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
+from dsft.core.models.weight_files import list_weight_files
 from dsft.merge.config import MergeConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _FORCE = "If you know that it is the same model, add --force."
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
-class Base:
-    """The base model that was found.
+class FoundBase:
+    """The base model that was found; of a hub's, only config.json is here.
 
     Attributes:
         source: The model.
         name: As named.
-        folder: Its files on this machine.
         fingerprint: What its weights are known by.
     """
 
     source: ModelSource
     name: BaseName
-    folder: Path
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Base(FoundBase):
+    """A base model whose small files are here.
+
+    Attributes:
+        folder: Its files on this machine.
+    """
+
+    folder: Path
 
     def read_json(self, file: str) -> dict[str, Any] | None:
         """Return the content of one of its JSON files; None where it has no such file.
@@ -53,7 +67,7 @@ class Base:
         return content
 
 
-def find_matching_base(config: MergeConfig, choice: ModelChoice) -> Base:
+def find_matching_base(config: MergeConfig, choice: ModelChoice) -> FoundBase:
     """Find the base model of an adapter and refuse another one.
 
     The weights' fingerprint decides where the run recorded one of the same kind; else the name does, of which the last
@@ -72,7 +86,26 @@ def find_matching_base(config: MergeConfig, choice: ModelChoice) -> Base:
     fingerprint = fingerprint_weights(source)
     if not config.force:
         _check_is_the_same(config, choice, source, fingerprint)
-    return Base(source, name, _find_files(source), fingerprint)
+    return FoundBase(source, name, fingerprint)
+
+
+def fetch_small_files(found: FoundBase) -> Base:
+    """Fetch the settings and the tokenizer of a base model.
+
+    Raises:
+        UnreachableHubError: The hub did not give them.
+    """
+    return Base(found.source, found.name, found.fingerprint, _fetch(found.source, _SMALL_FILES))
+
+
+def fetch_weights(base: Base) -> None:
+    """Fetch the files of weights that the base model's index names, or its only one, and no copy in other formats.
+
+    Raises:
+        ModelError: The index is damaged.
+        UnreachableHubError: The hub did not give them.
+    """
+    _fetch(base.source, list_weight_files(base.folder))
 
 
 def load_matching_tokenizer(choice: ModelChoice, base: Base) -> LoadedTokenizer:
@@ -106,7 +139,7 @@ def _check_is_the_same(config: MergeConfig, choice: ModelChoice, source: ModelSo
         return
     if config.base is None:
         return
-    names = _recorded_names(config)
+    names = [base.name for base in choice.recorded_bases]
     if names and _last_part(config.base) not in {_last_part(name) for name in names}:
         raise ModelError(
             f"{choice.name} was trained on {' or '.join(names)}, and --base is {config.base}.",
@@ -114,18 +147,11 @@ def _check_is_the_same(config: MergeConfig, choice: ModelChoice, source: ModelSo
         )
 
 
-def _recorded_names(config: MergeConfig) -> list[str]:
-    try:
-        return [base.name for base in choose_model(config.adapter, None, Path()).bases]
-    except ModelError:  # the adapter names none, so any is right
-        return []
-
-
 def _last_part(name: str) -> str:
     return PurePosixPath(name.removeprefix("builtin:").rstrip("/")).name.lower()
 
 
-def _find_files(source: ModelSource) -> Path:
+def _fetch(source: ModelSource, patterns: Sequence[str]) -> Path:
     if source.is_local:
         return Path(source.location)
     from huggingface_hub import snapshot_download
@@ -136,7 +162,7 @@ def _find_files(source: ModelSource) -> Path:
             snapshot_download(
                 source.location,
                 revision=source.commit or source.revision,
-                allow_patterns=list(_FILES),
+                allow_patterns=list(patterns),
                 local_files_only=not is_hub_reachable(),
             )
         )

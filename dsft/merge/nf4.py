@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from dsft.core.host_memory import return_freed_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,6 +23,11 @@ def round_to_nf4(weight: "torch.Tensor", compute_dtype: "torch.dtype") -> "torch
     """
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    codes, state = quantize_4bit(weight.to(compute_dtype), blocksize=64, compress_statistics=True, quant_type="nf4")
+    loaded = weight.to(compute_dtype)
+    del weight  # a caller that has handed it over holds it no longer
+    codes, state = quantize_4bit(loaded, blocksize=64, compress_statistics=True, quant_type="nf4")
+    del loaded
     rounded: torch.Tensor = dequantize_4bit(codes, state)
+    del codes, state
+    return_freed_memory()  # of what the quantization of a whole weight took, too
     return rounded

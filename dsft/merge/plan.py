@@ -7,7 +7,7 @@ from typing import Literal
 from dsft.core.errors import ModelError
 from dsft.core.models.weight_files import WeightFiles
 from dsft.merge.adapter import Adapter
-from dsft.merge.adapter_names import AdapterNames, check_names, sort_names
+from dsft.merge.adapter_names import AdapterNames
 from dsft.merge.structure import LowRankSite, Structure
 from dsft.merge.weights import MergedTensor
 
@@ -88,31 +88,28 @@ class MergePlan:
     vocab_size: int
 
 
-def find_vocab_size(adapter: Adapter, embedding: str) -> int | None:
-    """Return the rows of the adapter's own embedding, which a changed vocabulary brings; None where it has none."""
-    name = sort_names(adapter).replaced.get(embedding)
-    return None if name is None else adapter.weights.shape(name)[0]
-
-
-def plan_merge(structure: Structure, adapter: Adapter, base: WeightFiles, base_name: str) -> MergePlan:
+def plan_merge(
+    structure: Structure, adapter: Adapter, names: AdapterNames, base: WeightFiles, base_name: str
+) -> MergePlan:
     """Decide how every tensor is made, and refuse what does not fit.
 
     Args:
         structure: The base model and where the adapter changes it.
         adapter: The adapter.
+        names: What its tensors are for; all have their place in the base model.
         base: The base model's tensors.
         base_name: What messages call the base.
 
     Raises:
-        ModelError: Tensors are missing, have no place, or are of another shape.
+        ModelError: The base's tensors are missing, or quantized, or some are of another shape than is needed.
     """
-    names = sort_names(adapter)
-    check_names(names, structure, adapter, base_name)
     recipes = {name: _make_recipe(name, structure, adapter, base, base_name, names) for name in structure.shapes}
     is_tied = structure.is_tied and not _unties(structure, recipes)
     if is_tied and structure.head is not None:
         del recipes[structure.head]
     for recipe in recipes.values():
+        if recipe.origin == "base":
+            _check_is_float(recipe.source, base, base_name)
         _check_shapes(recipe, adapter, base, base_name)
     return MergePlan(tuple(recipes.values()), is_tied, structure.shapes[structure.embedding][0])
 
@@ -209,6 +206,16 @@ def _unties(structure: Structure, recipes: dict[str, Recipe]) -> bool:
 
 def _row_indices(recipe: Recipe) -> tuple[int, ...] | None:
     return None if recipe.token_rows is None else recipe.token_rows.indices
+
+
+def _check_is_float(name: str, base: WeightFiles, base_name: str) -> None:
+    """Refuse weights that are quantized without a word of it in config.json."""
+    dtype = base.dtype(name)
+    if not dtype.is_floating_point:
+        raise ModelError(
+            f"{name} of {base_name} holds numbers of the type {str(dtype).removeprefix('torch.')}, so it is quantized.",
+            "Give the model with its 16-bit weights.",
+        )
 
 
 def _check_shapes(recipe: Recipe, adapter: Adapter, base: WeightFiles, base_name: str) -> None:

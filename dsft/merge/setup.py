@@ -1,7 +1,7 @@
 """Everything a merge decides before it writes: what is merged into what, how each tensor is made, where it goes."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,14 @@ from dsft.core.models.find_run import ModelChoice, choose_model
 from dsft.core.models.tokenizer import LoadedTokenizer
 from dsft.core.models.weight_files import open_model_weights
 from dsft.core.signals import held_signals
-from dsft.merge.base import Base, find_matching_base, load_matching_tokenizer
+from dsft.merge.base import (
+    Base,
+    FoundBase,
+    fetch_small_files,
+    fetch_weights,
+    find_matching_base,
+    load_matching_tokenizer,
+)
 from dsft.merge.config import MergeConfig
 from dsft.merge.events import EventSink, Notice
 from dsft.merge.target import check_room, find_target
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
 
     from dsft.core.data.prompts import PromptTemplate
     from dsft.core.models.weight_files import WeightFiles
+    from dsft.merge.adapter import Adapter
+    from dsft.merge.adapter_names import AdapterNames
     from dsft.merge.arithmetic import MergeSource
     from dsft.merge.gguf.plan import GgufPlan
     from dsft.merge.shards import ShardLayout
@@ -40,6 +49,7 @@ class MergeSetup:
         target: Folder of the merged model.
         tokenizer: The adapter's, or the base's.
         template: Prompt template of the run; None where none is recorded.
+        stop_token_ids: The tokens that end an answer.
         chat_template: Jinja template for other programs; None where there is none.
         structure: The base model and where the adapter changes it.
         source: Makes the merged tensors.
@@ -55,6 +65,7 @@ class MergeSetup:
     target: Path
     tokenizer: LoadedTokenizer
     template: "PromptTemplate | None"
+    stop_token_ids: list[int]
     chat_template: str | None
     structure: "Structure"
     source: "MergeSource"
@@ -70,13 +81,6 @@ class MergeSetup:
             recipe.tensor for recipe in plan.recipes if plan.is_tied and recipe.tensor.name == self.structure.embedding
         ]
         return self.layout.num_bytes + sum(self.layout.tensor_bytes(tensor) for tensor in tied)
-
-    @property
-    def stop_token_ids(self) -> list[int]:
-        """The tokens that end an answer."""
-        if self.template is not None:
-            return list(self.template.stop_token_ids)
-        return [int(self.tokenizer.tokenizer.eos_token_id)]
 
 
 @contextmanager
@@ -96,69 +100,112 @@ def prepared(config: MergeConfig, sink: EventSink) -> Iterator[MergeSetup]:
         )
     if config.adapter is None:
         sink(Notice(f"Adapter: {choice.name}, the newest finished run."))
-    base = find_matching_base(config, choice)
-    if config.base is None and base.name is not choice.bases[0]:
-        sink(Notice(f"The base model {choice.bases[0].name} is not there; taking {base.name.name}."))
-    local = base.folder if base.source.is_local else None
+    found = find_matching_base(config, choice)
+    if config.base is None and found.name is not choice.bases[0]:
+        sink(Notice(f"The base model {choice.bases[0].name} is not there; taking {found.name.name}."))
+    local = Path(found.source.location) if found.source.is_local else None
     target = find_target(choice.adapter_dir, config.output, local, overwrite=config.overwrite)
     with held_signals():
         # Not all is needed here yet, but imports are not to be interrupted.
         import bitsandbytes  # noqa: F401
         from peft import PeftModel  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
-    with open_model_weights(base.folder, base.source.name) as weights:
-        setup = _decide(config, choice, choice.adapter_dir, base, target, weights)
-        for text in _find_notices(setup):
-            sink(Notice(text))
-        yield setup
+
+        from dsft.merge.adapter import open_adapter
+    adapter = open_adapter(choice.adapter_dir)
+    with closing(adapter.weights):
+        parts = _fit_together(config, choice, adapter, found)
+        fetch_weights(parts.base)
+        with open_model_weights(parts.base.folder, parts.base.source.name) as weights:
+            setup = _decide(config, choice, target, adapter, parts, weights)
+            for text in _find_notices(setup):
+                sink(Notice(text))
+            yield setup
 
 
-def _decide(
-    config: MergeConfig, choice: ModelChoice, adapter_dir: Path, base: Base, target: Path, weights: "WeightFiles"
-) -> MergeSetup:
+@dataclass(frozen=True)
+class _Parts:
+    """What is known of a merge without the base's weights."""
+
+    device: "torch.device"
+    base: Base
+    tokenizer: LoadedTokenizer
+    names: "AdapterNames"
+    structure: "Structure"
+    template: "PromptTemplate | None"
+
+
+def _fit_together(config: MergeConfig, choice: ModelChoice, adapter: "Adapter", found: FoundBase) -> _Parts:
+    """Decide what can be decided without the base's weights, which may have to be downloaded."""
     import torch
 
     from dsft.core.data.prompts import get_template
-    from dsft.merge.adapter import check_finite, open_adapter
-    from dsft.merge.arithmetic import MergeSource
-    from dsft.merge.folder import choose_chat_template, make_model_config
-    from dsft.merge.plan import find_vocab_size, plan_merge
-    from dsft.merge.shards import lay_out
-    from dsft.merge.structure import find_embedding, read_structure
+    from dsft.merge.adapter_names import check_names, sort_names
+    from dsft.merge.arithmetic import check_finite
+    from dsft.merge.structure import read_structure
 
     device = torch.device(resolve_device(config.device).kind)
+    names = sort_names(adapter)
+    check_finite(adapter)
+    base = fetch_small_files(found)
     tokenizer = load_matching_tokenizer(choice, base)
-    adapter = open_adapter(adapter_dir)
-    vocab_size = find_vocab_size(adapter, find_embedding(base.folder))
-    structure = read_structure(base.folder, adapter.config, vocab_size)
-    plan = plan_merge(structure, adapter, weights, base.source.name)
+    replaced_shapes = {name: adapter.weights.shape(full) for name, full in names.replaced.items()}
+    structure = read_structure(base.folder, adapter.config, replaced_shapes)
+    check_names(names, structure, adapter, base.source.name)
     if config.base_rounding == "nf4":
         _check_quantizable(structure)
-    _check_vocabulary(tokenizer, plan.vocab_size)
     template = None if choice.template is None else get_template(choice.template, tokenizer.tokenizer)
+    return _Parts(device, base, tokenizer, names, structure, template)
+
+
+def _decide(
+    config: MergeConfig, choice: ModelChoice, target: Path, adapter: "Adapter", parts: _Parts, weights: "WeightFiles"
+) -> MergeSetup:
+    from dsft.merge.arithmetic import MergeSource
+    from dsft.merge.folder import choose_chat_template, make_model_config
+    from dsft.merge.plan import plan_merge
+    from dsft.merge.shards import lay_out
+
+    base, structure, template, tokenizer = parts.base, parts.structure, parts.template, parts.tokenizer
+    plan = plan_merge(structure, adapter, parts.names, weights, base.source.name)
+    _check_vocabulary(tokenizer, plan.vocab_size)
     nf4_dtype = _compute_dtype(choice) if config.base_rounding == "nf4" else None
-    source = MergeSource(plan, weights, adapter, device, nf4_dtype)
-    setup = MergeSetup(
+    source = MergeSource(plan, weights, adapter, parts.device, nf4_dtype)
+    layout = lay_out(source.tensors, config.dtype)
+    model_config = make_model_config(base.source.model_config, structure.architecture, plan, config.dtype)
+    chat_template = choose_chat_template(template, tokenizer.tokenizer)
+    end_id = tokenizer.tokenizer.eos_token_id
+    stop_token_ids = [int(end_id)] if template is None else list(template.stop_token_ids)
+    gguf = None
+    if config.gguf is not None:
+        from dsft.merge.gguf.plan import plan_gguf
+
+        gguf = plan_gguf(
+            config.gguf,
+            source.tensors,
+            model_config,
+            tokenizer.tokenizer,
+            name=adapter.folder.resolve().name,
+            stop_token_ids=stop_token_ids,
+            chat_template=chat_template,
+        )
+    check_room(target, layout.num_bytes + (0 if gguf is None else gguf.most_file_bytes))
+    return MergeSetup(
         config=config,
         choice=choice,
-        adapter_dir=adapter_dir,
+        adapter_dir=adapter.folder,
         base=base,
         target=target,
         tokenizer=tokenizer,
         template=template,
-        chat_template=choose_chat_template(template, tokenizer.tokenizer),
+        stop_token_ids=stop_token_ids,
+        chat_template=chat_template,
         structure=structure,
         source=source,
-        layout=lay_out(source.tensors, config.dtype),
-        model_config=make_model_config(base.source.model_config, structure.architecture, plan, config.dtype),
-        gguf=None,
+        layout=layout,
+        model_config=model_config,
+        gguf=gguf,
     )
-    if config.gguf is not None:
-        setup = _with_gguf(setup)
-    gguf_bytes = 0 if setup.gguf is None else setup.gguf.most_file_bytes
-    check_room(target, setup.layout.num_bytes + gguf_bytes)
-    check_finite(adapter)
-    return setup
 
 
 def _find_notices(setup: MergeSetup) -> Iterator[str]:
@@ -171,25 +218,6 @@ def _find_notices(setup: MergeSetup) -> Iterator[str]:
         yield "Do not load the merged model in 4 bits: quantizing takes weights near NF4's levels back onto them."
     if setup.gguf is not None:
         yield from setup.gguf.notices
-
-
-def _with_gguf(setup: MergeSetup) -> MergeSetup:
-    from dataclasses import replace
-
-    from dsft.merge.gguf.plan import plan_gguf
-
-    if setup.config.gguf is None:
-        return setup
-    plan = plan_gguf(
-        setup.config.gguf,
-        setup.source.tensors,
-        setup.model_config,
-        setup.tokenizer.tokenizer,
-        name=setup.adapter_dir.resolve().name,
-        stop_token_ids=setup.stop_token_ids,
-        chat_template=setup.chat_template,
-    )
-    return replace(setup, gguf=plan)
 
 
 def _check_vocabulary(tokenizer: LoadedTokenizer, vocab_size: int) -> None:

@@ -1,6 +1,7 @@
 """What a model and its adapter consist of, asked of transformers and PEFT by a model without weights."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dsft.core.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
@@ -96,32 +98,31 @@ def build_empty_model(folder: Path, vocab_size: int | None = None) -> "PreTraine
     return model.eval()
 
 
-def find_embedding(folder: Path) -> str:
-    """Return the name of the embedding's weight in a model, from its config.json."""
-    model = build_empty_model(folder)
-    embedding = model.get_input_embeddings()
-    return next(f"{path}.weight" for path, module in model.named_modules() if module is embedding)
-
-
-def read_structure(folder: Path, adapter_config: "LoraConfig", vocab_size: int | None) -> Structure:
+def read_structure(
+    folder: Path, adapter_config: "LoraConfig", replaced_shapes: Mapping[str, tuple[int, ...]]
+) -> Structure:
     """Find out where an adapter changes a model.
 
     Args:
         folder: Holds the base model's config.json.
         adapter_config: The adapter's settings.
-        vocab_size: Rows of the adapter's own embedding; None where it has none.
+        replaced_shapes: Shapes of the adapter's tensors that take the place of the base's, by its names; an embedding
+            of its own says how many tokens the model has.
 
     Raises:
         ModelError: The adapter does not fit the model, or changes a kind of module that dsft can't merge exactly.
     """
     from torch import nn
 
-    model = build_empty_model(folder, vocab_size)
+    model = build_empty_model(folder)
+    embedding, weight = _find_embedding(model)
+    own = replaced_shapes.get(embedding, tuple(weight.shape))
+    if len(own) == 2 and own[0] not in (0, len(weight)):
+        model = build_empty_model(folder, own[0])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     paths = {module: path for path, module in model.named_modules()}
     head = model.get_output_embeddings()
     linear = {f"{paths[each]}.weight" for each in model.modules() if type(each) is nn.Linear and each is not head}
-    embedding = f"{paths[model.get_input_embeddings()]}.weight"
     is_tied = head is not None and bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     head_name = None if head is None else f"{paths[head]}.weight"
     adapted = _put_on(model, adapter_config)
@@ -139,6 +140,11 @@ def read_structure(folder: Path, adapter_config: "LoraConfig", vocab_size: int |
         token_indices=token_indices,
         adapted=adapted,
     )
+
+
+def _find_embedding(model: "PreTrainedModel") -> "tuple[str, torch.Tensor]":
+    embedding = model.get_input_embeddings()
+    return next((f"{path}.weight", module.weight) for path, module in model.named_modules() if module is embedding)
 
 
 def _put_on(model: "PreTrainedModel", adapter_config: "LoraConfig") -> "PeftModel":

@@ -40,6 +40,7 @@ class ModelChoice:
         name: The model for people: as typed, or the folder that was found.
         adapter_dir: Folder of the LoRA adapter; None for a whole model.
         bases: Names of the model whose weights are loaded, the first one that is found counts.
+        recorded_bases: The names that the run and the adapter recorded, whatever is loaded.
         template: Prompt template recorded by the training run; None where none is recorded.
         fingerprint: What the run knew the base model's weights by; None where it is not recorded.
         precision: Compute type of the run; None where it is not recorded.
@@ -49,6 +50,7 @@ class ModelChoice:
     adapter_dir: Path | None
     bases: tuple[BaseName, ...]
     template: TemplateName | None
+    recorded_bases: tuple[BaseName, ...] = ()
     fingerprint: str | None = None
     precision: Precision | None = None
 
@@ -113,9 +115,18 @@ def choose_model(model: str | None, base: str | None, parent: Path, option: str 
             )
         path = str(folder) if model is None else model
         return ModelChoice(name, None, (BaseName(path, None, option or "the argument"),), template)
-    bases = _recorded_bases(folder, record, recorded) if base is None else (BaseName(base, None, "--base"),)
+    recorded_bases = _recorded_bases(folder, record, recorded)
+    bases = recorded_bases if base is None else (BaseName(base, None, "--base"),)
+    if not bases:
+        raise ModelError(f"The adapter {folder} does not say which base model it belongs to.", "Say it with --base.")
     return ModelChoice(
-        name, folder, bases, template, _recorded_model(recorded).get("fingerprint"), _recorded_precision(recorded)
+        name,
+        folder,
+        bases,
+        template,
+        recorded_bases,
+        _recorded_model(recorded).get("fingerprint"),
+        _recorded_precision(recorded),
     )
 
 
@@ -210,8 +221,6 @@ def _recorded_bases(folder: Path, record: Path | None, recorded: dict[str, Any])
     for names, key, origin in records:
         if names.get(key):
             bases.setdefault(names[key], BaseName(names[key], names.get("revision"), origin))
-    if not bases:
-        raise ModelError(f"The adapter {folder} does not say which base model it belongs to.", "Say it with --base.")
     return tuple(bases.values())
 
 

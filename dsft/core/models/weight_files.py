@@ -150,6 +150,19 @@ def open_model_weights(folder: Path, name: str) -> WeightFiles:
     )
 
 
+def list_weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that hold a model's weights, whether they are there or not.
+
+    Args:
+        folder: Holds the index, if the model has one.
+
+    Raises:
+        ModelError: The index is damaged or leads out of the folder.
+    """
+    index = folder / INDEX_FILE
+    return sorted(set(_read_index(index).values())) if index.is_file() else [SINGLE_FILE]
+
+
 def open_weight_file(path: Path) -> WeightFiles:
     """Open one safetensors file.
 
@@ -159,19 +172,25 @@ def open_weight_file(path: Path) -> WeightFiles:
     return WeightFiles(dict(_read_header(path)))
 
 
-def _read_indexed(index: Path) -> dict[str, StoredTensor]:
+def _read_index(index: Path) -> dict[str, str]:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(tensor): str(file) for tensor, file in places.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} can't be read: {error!r}.", "Copy the model again.") from None
-    found: dict[str, StoredTensor] = {}
-    for file in sorted(set(names.values())):
+    for file in names.values():
         if Path(file).name != file or file in {".", ".."}:
             raise ModelError(
                 f"{index} names the file {file}, which is outside its folder.",
                 "Take the model from a source you trust.",
             )
+    return names
+
+
+def _read_indexed(index: Path) -> dict[str, StoredTensor]:
+    names = _read_index(index)
+    found: dict[str, StoredTensor] = {}
+    for file in sorted(set(names.values())):
         if not (index.parent / file).is_file():
             raise ModelError(f"{index} names the file {file}, which is missing.", "Copy the model again.")
         found.update(_read_header(index.parent / file))

@@ -49,7 +49,7 @@ def test_a_right_merge_passes(adapter: Path, dtype: OutputDtype, rounding: BaseR
 
 def find_update(setup: MergeSetup, name: str) -> Tensor:
     recipe = next(recipe for recipe in setup.source.plan.recipes if recipe.tensor.name == name)
-    merged, before = zip(*setup.source.merge(recipe), strict=True)
+    merged, before = zip(*(make() for make in setup.source.divide(recipe)), strict=True)
     return torch.cat(merged) - torch.cat(before)
 
 
