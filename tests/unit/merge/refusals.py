@@ -56,11 +56,16 @@ def look(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
-def refused(adapter: Path, words: str, kind: type[DsftError] = ModelError, **settings: Any) -> None:
-    """Assert that a merge is refused with these words, says what to do, and leaves the folder around untouched."""
+def refused(adapter: Path, words: str, kind: type[DsftError] = ModelError, **settings: Any) -> DsftError:
+    """Assert that a merge is refused with these words, says what to do, and leaves the folder around untouched.
+
+    Returns:
+        What it is refused with.
+    """
     before = look(adapter.parent)
     with pytest.raises(kind, match=words) as caught:
         merge(adapter, **settings)
     assert type(caught.value) is kind
     assert caught.value.fix
     assert look(adapter.parent) == before
+    return caught.value

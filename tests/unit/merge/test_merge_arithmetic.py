@@ -1,5 +1,6 @@
 """The arithmetic of a merge in pieces: any division into rows gives the reference, and what rounding leaves is told."""
 
+import weakref
 from math import prod
 from pathlib import Path
 from typing import get_args
@@ -11,10 +12,12 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file
 
 import dsft.merge.arithmetic
+import dsft.merge.nf4
 from dsft.core.models.attention import PER_SAMPLE, AttentionKernel
 from dsft.core.models.device import Device, Precision
 from dsft.core.models.load import load_quantized
 from dsft.core.models.source import find_model
+from dsft.core.models.weight_files import WeightFiles
 from dsft.merge.arithmetic import MergedRows, UpdateShare, measure_share
 from dsft.merge.config import MergeConfig
 from dsft.merge.setup import prepared
@@ -50,6 +53,58 @@ def test_any_division_into_pieces_gives_the_reference(
             assert found.shape == tensor.shape
             assert (found - expected).abs().max() <= 4 * FLOAT32_STEP * expected.abs().max(), tensor.name
     assert num_divided > 5
+
+
+@pytest.mark.parametrize("name", ["saved-block", "resized-tied-tokens"])
+def test_tensors_that_the_adapter_holds_are_read_by_rows(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained embedding or head is as large as the largest tensor of the model."""
+    monkeypatch.setattr(dsft.merge.arithmetic, "_PIECE_VALUES", 200)
+    kind = next(kind for kind in KINDS if kind.name == name)
+    base = write_base(tmp_path / "base", kind.family, is_tied=kind.is_tied)
+    write_lora(tmp_path / "adapter", base, kind.settings, num_new_tokens=kind.num_new_tokens)
+    whole: list[str] = []
+    right = WeightFiles.read
+
+    def read(self: WeightFiles, name: str) -> torch.Tensor:
+        whole.append(name)
+        return right(self, name)
+
+    monkeypatch.setattr(WeightFiles, "read", read)
+    with prepared(MergeConfig(str(tmp_path / "adapter")), lambda event: None) as setup:
+        assert not whole
+        held = [recipe for recipe in setup.source.plan.recipes if recipe.origin == "adapter"]
+        for recipe in held:
+            for pieces in (setup.source.divide(recipe), setup.source.divide_source(recipe)):
+                num_pieces = len([make() for make in pieces])
+                assert num_pieces > 1 or len(recipe.tensor.shape) == 1
+    assert held
+    assert not {recipe.source for recipe in held} & set(whole)
+
+
+def test_the_adapter_s_file_is_closed_with_the_merge(adapter: Path) -> None:
+    with prepared(MergeConfig(str(adapter)), lambda event: None) as setup:
+        setup.source.read_adapter(min(setup.source.adapter.weights.names))
+        assert any("adapter_model" in file for file in open_files())
+    assert not any("adapter_model" in file or "model.safetensors" in file for file in open_files())
+
+
+def open_files() -> list[str]:
+    links = Path("/proc/self/fd").iterdir()
+    return [str(link.readlink()) for link in links if link.is_symlink()]
+
+
+def test_the_nf4_round_trip_lets_go_of_the_weight_and_returns_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[bool] = []
+    weight = torch.randn(64, 64)
+    left = weakref.ref(weight)
+    monkeypatch.setattr(dsft.merge.nf4, "return_freed_memory", lambda: alive.append(left() is not None))
+    holder = [weight]
+    del weight
+    rounded = dsft.merge.nf4.round_to_nf4(holder.pop(), torch.bfloat16)
+    assert (rounded.shape, rounded.dtype) == ((64, 64), torch.bfloat16)
+    assert alive == [False]
 
 
 def test_what_is_left_of_an_update_is_its_projection() -> None:

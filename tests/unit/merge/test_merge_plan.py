@@ -1,16 +1,26 @@
 """What `dsft merge` refuses, by name and before anything is written: adapters and bases that give no exact model."""
 
+import collections
 import dataclasses
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftType
+from safetensors.torch import load_file
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
+import dsft.merge.adapter
 from dsft.cli.app import main
 from dsft.core.errors import MergeError
+from dsft.merge.adapter import open_adapter
 from tests.merge_models import write_base, write_lora
 from tests.scripted_models import make_tokenizer
 from tests.unit.merge.refusals import Change, change_json, change_weights, look, merge, put, refused
@@ -232,6 +242,86 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(adapter: Path) -> N
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({"weight": Bomb(adapter / "it-ran")}, adapter / "adapter_model.bin")
     refused(adapter, r"adapter_model\.bin can't be read as plain tensors")
+
+
+def write_pickle(adapter: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    weights: dict[str, Any] = dict(load_file(adapter / "adapter_model.safetensors"))
+    (adapter / "adapter_model.safetensors").unlink()
+    change(weights)
+    torch.save(weights, adapter / "adapter_model.bin")
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 162\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (LFS_POINTER, "is a pointer of Git LFS"),
+        (b"no pickle at all", "can't be read as plain tensors"),
+        (pickle.dumps(collections.OrderedDict(a=Fraction(1, 3))), "can't be read as plain tensors"),
+        (pickle.dumps([1, 2]), "can't be read as plain tensors"),
+        (b"PK\x03\x04" + bytes(100), "can't be read as plain tensors"),
+    ],
+    ids=["empty", "lfs-pointer", "text", "foreign-pickle", "plain-pickle", "broken-zip"],
+)
+def test_a_broken_pickle_is_refused_without_advice_to_run_it(adapter: Path, content: bytes, words: str) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    (adapter / "adapter_model.bin").write_bytes(content)
+    told = refused(adapter, rf"adapter_model\.bin {words}")
+    assert "weights_only" not in f"{told.found} {told.fix}" and "torch" not in f"{told.found} {told.fix}"
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (LFS_POINTER, "is a pointer of Git LFS")])
+def test_safetensors_that_are_not_there_are_refused_by_name(adapter: Path, content: bytes, words: str) -> None:
+    (adapter / "adapter_model.safetensors").write_bytes(content)
+    refused(adapter, rf"adapter_model\.safetensors {words}")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.zeros(64, 4).to_sparse(), "which is sparse"),
+        (torch.zeros(64, 4, device="meta"), "which is on the meta device"),
+        (torch.zeros(64, 4, dtype=torch.int32), "as numbers of the type int32"),
+        (torch.zeros(64, 4, dtype=torch.complex64), "as numbers of the type complex64"),
+        (torch.zeros(64, 4).to(torch.float8_e4m3fn), "as numbers of the type float8_e4m3fn"),
+        ([0.0, 1.0], "something else than tensors"),
+    ],
+    ids=["sparse", "meta", "int", "complex", "fp8", "list"],
+)
+def test_tensors_of_a_pickle_that_are_no_plain_numbers_are_refused(adapter: Path, value: Any, words: str) -> None:
+    name = f"{FIRST}.lora_B.weight"
+    write_pickle(adapter, lambda weights: weights.update({name: value}))
+    refused(adapter, rf"adapter_model\.bin holds .*{words}")
+
+
+@pytest.mark.parametrize(("dtype", "words"), [(torch.int32, "int32"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_numbers_of_safetensors_that_are_no_floats_are_refused(adapter: Path, dtype: torch.dtype, words: str) -> None:
+    name = f"{FIRST}.lora_B.weight"
+    change_weights(
+        adapter / "adapter_model.safetensors", lambda weights: weights.update({name: weights[name].to(dtype)})
+    )
+    refused(adapter, f"numbers of the type {words}")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_rows_of_an_adapter_are_those_of_the_whole_in_memory_of_their_own(
+    adapter: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_file(adapter / "adapter_model.safetensors")
+    if kind == "bin":
+        write_pickle(adapter, lambda weights: None)
+        monkeypatch.setattr(dsft.merge.adapter, "_REOPENED_AFTER_BYTES", 100)
+    weights = open_adapter(adapter).weights
+    with closing(weights), ThreadPoolExecutor(8) as pool:
+        for name, tensor in expected.items():
+            firsts, lasts = range(len(tensor)), range(1, len(tensor) + 1)
+            rows = list(pool.map(weights.read_rows, repeat(name), firsts, lasts))
+            assert torch.equal(torch.cat(rows), tensor)
+            assert all(each.untyped_storage().nbytes() == each.nbytes for each in rows)
+            assert torch.equal(weights.read(name), tensor)
 
 
 class Bomb:

@@ -110,6 +110,15 @@ def test_a_run_tells_what_its_base_was_known_by_and_the_type_it_computed_in(tmp_
     assert choose_model(str(checkpoint), None, tmp_path).fingerprint == "abc"
 
 
+def test_what_was_recorded_is_told_beside_another_base(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "trained_x", base="from/peft", recorded_name="from/run")
+    choice = choose_model(str(run), "other/model", tmp_path)
+    assert [base.name for base in choice.bases] == ["other/model"]
+    assert [base.name for base in choice.recorded_bases] == ["from/run", "from/peft"]
+    unnamed = make_run(tmp_path / "trained_y", base=None)
+    assert choose_model(str(unnamed), "other/model", tmp_path).recorded_bases == ()
+
+
 def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
     for name in ("checkpoint-50", "checkpoint-100", "checkpoint-900.damaged", ".checkpoint-7.writing", "adapter-best"):
         make_run(tmp_path / name, trained_at_s=None)

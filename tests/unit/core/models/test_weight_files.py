@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsft.core.errors import ModelError
-from dsft.core.models.weight_files import WeightFiles, open_model_weights, open_weight_file
+from dsft.core.models.weight_files import WeightFiles, list_weight_files, open_model_weights, open_weight_file
 
 DTYPES = [
     torch.bfloat16,
@@ -162,6 +162,16 @@ def read_all(weights: WeightFiles) -> dict[str, list[float]]:
 def test_an_index_says_which_file_holds_what(tmp_path: Path) -> None:
     write_shards(tmp_path, {"weight_map": {"b": "2.safetensors", "a": "1.safetensors"}})
     assert read_all(open_model_weights(tmp_path, "it")) == {"a": [0, 1, 2, 3, 4, 5], "b": [1, 1, 1]}
+
+
+def test_the_files_of_weights_are_known_before_they_are_there(tmp_path: Path) -> None:
+    assert list_weight_files(tmp_path) == ["model.safetensors"]
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"b": "2.safetensors", "a": "1.safetensors", "c": "2.safetensors"}}')
+    assert list_weight_files(tmp_path) == ["1.safetensors", "2.safetensors"]
+    index.write_text('{"weight_map": {"b": "../2.safetensors"}}')
+    with pytest.raises(ModelError, match="outside its folder"):
+        list_weight_files(tmp_path)
 
 
 def test_an_index_goes_before_a_single_file(tmp_path: Path) -> None:
