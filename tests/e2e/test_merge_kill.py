@@ -196,7 +196,7 @@ def test_a_kill_between_the_steps_of_moving_in(
 
 @pytest.mark.parametrize("before", [None, "old"])
 @pytest.mark.parametrize("phase", ["merge", "verify"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_signal_leaves_nothing_but_the_older_model(
     driver: MergeDriver, place: Place, number: signal.Signals, code: int, phase: str, before: str | None
 ) -> None:
@@ -234,7 +234,10 @@ def test_a_signal_at_any_moment_leaves_no_second_folder(
         place.check_clean()
 
 
-@pytest.mark.parametrize(("number", "code", "phase"), [(signal.SIGINT, 130, "merge"), (signal.SIGTERM, 143, "verify")])
+@pytest.mark.parametrize(
+    ("number", "code", "phase"),
+    [(signal.SIGINT, 130, "merge"), (signal.SIGTERM, 143, "verify"), (signal.SIGHUP, 143, "merge")],
+)
 def test_a_signal_at_the_command_line(place: Place, number: signal.Signals, code: int, phase: str) -> None:
     place.put("old")
     command = [sys.executable, "-m", "dsft", "merge", str(place.run), "--overwrite", "--json"]
@@ -252,7 +255,9 @@ def test_a_signal_at_the_command_line(place: Place, number: signal.Signals, code
     assert place.check_leftovers() == 0
 
 
-def test_of_two_merges_at_once_the_second_is_refused_by_name(driver: MergeDriver, place: Place) -> None:
+def test_of_two_merges_at_once_into_one_place_the_second_is_refused_by_name(
+    driver: MergeDriver, place: Place, tmp_path: Path
+) -> None:
     place.put(None)
     command = [sys.executable, "-m", "dsft", "merge", str(place.run), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -262,13 +267,16 @@ def test_of_two_merges_at_once_the_second_is_refused_by_name(driver: MergeDriver
         process.send_signal(signal.SIGSTOP)
         try:
             refused = [driver.merge(str(place.run), *options) for options in ([], ["--overwrite"])]
+            elsewhere = driver.merge(str(place.run), "--output", str(tmp_path / "out"), **SHARDS)
         finally:
             process.send_signal(signal.SIGCONT)
         told = process.stdout.read()
         assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert elsewhere["code"] == 0
+    assert hash_files(tmp_path / "out") == place.known["new"]
     for second in refused:
         assert second["code"] == 2
         found = second["records"][-1]["error"]["found"]
-        assert found == f"Another dsft command is writing into {place.run} now."
+        assert found == f"Another dsft command is writing into {place.run / '.merged_model.writing'} now."
     assert json.loads(told.splitlines()[-1])["output"] == str(place.target)
     place.check_clean()
