@@ -89,8 +89,9 @@ class Streaming:
             return [nn.functional.linear(*pair) for pair in zip(inputs, weights, strict=True)]
 
         # Not put together at the end: small results between large freed pieces would keep those from being used again.
-        outputs = [torch.empty(*each.shape[:-1], unit.out_features, device=self.device) for each in inputs]
-        works = (partial(multiply, read) for read in self.divide(f"{path}.weight")[1])
+        shape, reads = self.divide(f"{path}.weight")
+        outputs = [torch.empty(*each.shape[:-1], shape[0], device=self.device) for each in inputs]
+        works = (partial(multiply, read) for read in reads)
         first = 0
         with closing(run_in_order(works, count_workers(self.device.type))) as results:
             for products in results:
@@ -107,9 +108,10 @@ class Streaming:
         return joined
 
     def _run_embedding(self, unit: nn.Embedding, path: str, indices: torch.Tensor) -> torch.Tensor:
-        embedded = torch.empty(*indices.shape, unit.embedding_dim, device=self.device)
+        shape, reads = self.divide(f"{path}.weight")
+        embedded = torch.empty(*indices.shape, shape[1], device=self.device)
         first = 0
-        with closing(run_in_order(self.divide(f"{path}.weight")[1], count_workers(self.device.type))) as pieces:
+        with closing(run_in_order(reads, count_workers(self.device.type))) as pieces:
             for rows in pieces:
                 is_here = (indices >= first) & (indices < first + len(rows))
                 embedded[is_here] = rows.to(self.device)[indices[is_here] - first]

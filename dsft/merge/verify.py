@@ -37,7 +37,7 @@ _NOISE = 2e-5
 """Mean differences below this share of the logits' spread are float32's own; 2e-6 was measured with 30 layers."""
 
 _MAX_NOISE = 50 * _NOISE
-"""The same for the greatest difference."""
+"""The same for the greatest difference, and where weights cancel each other."""
 
 _MAX_ROUNDING_STEPS = 40
 """Rounding errors, relative to the logits' spread and in units of the type's, grow to 1 or 2 in trained models of 30
@@ -133,7 +133,7 @@ def _judge(found: Verification, spread: float, dtype: OutputDtype) -> None:
             f"rounding to {dtype} explains {mean_limit:.2g} and {max_limit:.2g}.",
             "Check the disk and memory of this machine, then report this with the adapter_config.json.",
         )
-    limit = _MAX_ROUNDING_STEPS * torch.finfo(getattr(torch, dtype)).eps / 2 * spread + noise
+    limit = _MAX_ROUNDING_STEPS * torch.finfo(getattr(torch, dtype)).eps / 2 * spread + _MAX_NOISE * spread
     if not found.mean_difference <= limit:
         raise MergeError(
             f"Rounding to {dtype} changes the logits by {found.mean_difference:.2g} on average, more than the "

@@ -57,6 +57,9 @@ def _make_pool(num_workers: int) -> ThreadPoolExecutor:
     return pool
 
 
+os.register_at_fork(after_in_child=_make_pool.cache_clear)  # threads stay with the process that made them
+
+
 def _take_one_thread() -> None:
     torch.set_num_threads(1)
     torch.get_num_threads()  # a thread takes the number on its first use, and keeps it

@@ -219,9 +219,9 @@ def test_ctrl_c_ends_it_quietly(models: Path) -> None:
     assert terminal.before.endswith("\r\n")
 
 
-@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Terminated("SIGTERM"), 143)])
 def test_json_tells_of_an_answer_that_a_signal_broke_off(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], code: int
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int
 ) -> None:
     def break_off(*_: object, on_text: Callable[[str], None], **__: object) -> None:
         on_text("half an")
