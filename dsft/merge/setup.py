@@ -95,6 +95,8 @@ def prepared(config: MergeConfig, sink: EventSink) -> Iterator[MergeSetup]:
     """
     choice = choose_model(config.adapter, config.base, Path())
     if choice.adapter_dir is None:
+        if not Path(choice.name).expanduser().exists():
+            raise ModelError(f"There is no folder {choice.name}.", "Give the folder that `dsft train` saved.")
         raise ModelError(
             f"{choice.name} is no adapter (it has no adapter_config.json).", "Give the folder that `dsft train` saved."
         )

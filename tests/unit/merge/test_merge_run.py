@@ -113,6 +113,11 @@ def test_a_whole_model_is_no_adapter(work: Path, capsys: Capture, adapter: str) 
     assert sorted(path.name for path in work.iterdir()) == ["base", "trained_x"]
 
 
+def test_a_folder_that_is_not_there_is_told(work: Path, capsys: Capture) -> None:
+    assert main(["merge", "./nothing"]) == 2
+    assert "There is no folder ./nothing." in capsys.readouterr().err
+
+
 def test_a_checkpoint_is_merged_and_stays_whole_and_its_folder_names_it(work: Path, capsys: Capture) -> None:
     adapter, run = Path("trained_x"), Path("results_x")
     names = ("adapter_config.json", "adapter_model.safetensors")
