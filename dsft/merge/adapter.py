@@ -1,13 +1,13 @@
 """Reading an adapter as PEFT saved it: its settings, what of them dsft can merge exactly, and its tensors."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsft.core.errors import ModelError
+from dsft.core.json_file import read_json_object
 from dsft.core.models.find_run import ADAPTER_FILE
 from dsft.core.models.weight_files import open_weight_file
 
@@ -95,12 +95,9 @@ def _read_config(folder: Path) -> "LoraConfig":
     from peft import LoraConfig
 
     path = folder / ADAPTER_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can't be read: {error}.", "Copy the adapter again.") from error
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") if isinstance(settings, dict) else None
+    settings = read_json_object(path, "adapter")
+    if settings.get("peft_type") != "LORA":
+        kind = settings.get("peft_type")
         raise ModelError(f"{path} is of a {kind} adapter, and dsft merges LoRA adapters.", "Merge it with PEFT.")
     known = {field.name for field in dataclasses.fields(LoraConfig)}
     for name, value in settings.items():

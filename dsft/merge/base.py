@@ -3,7 +3,6 @@
 A model of the hub is downloaded last, and of it only what is read: its weights take minutes to hours.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsft.core.errors import ModelError, UnreachableHubError
 from dsft.core.hub import is_hub_reachable
+from dsft.core.json_file import read_json_object
 from dsft.core.models.find_run import BaseName, ModelChoice, find_base, find_tokenizer
 from dsft.core.models.source import ModelSource, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
@@ -58,13 +58,7 @@ class Base(FoundBase):
         path = self.folder / file
         if not path.is_file():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} can't be read: {error}.", "Copy the model again.") from error
-        if not isinstance(content, dict):
-            raise ModelError(f"{path} holds no JSON object.", "Copy the model again.")
-        return content
+        return read_json_object(path, "model")
 
 
 def find_matching_base(config: MergeConfig, choice: ModelChoice) -> FoundBase:

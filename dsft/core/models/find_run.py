@@ -3,13 +3,13 @@
 Reads names only: adapter_config.json and what the run wrote of itself, no weights.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from dsft.core.data.prompts import TemplateName
 from dsft.core.errors import ConfigError, ModelError, UnreachableHubError
+from dsft.core.json_file import read_json_object
 from dsft.core.models.device import Precision
 from dsft.core.models.source import ModelSource, find_model
 
@@ -96,7 +96,7 @@ def choose_model(model: str | None, base: str | None, parent: Path, option: str 
     folder = find_newest_run(parent, option) if model is None else Path(model).expanduser()
     name = f"./{folder.name}" if model is None else model
     record = _find_record(folder)
-    recorded = {} if record is None else _read_json(record)
+    recorded = {} if record is None else read_json_object(record, "folder")
     template = _recorded_template(record, recorded)
     if not (folder / ADAPTER_FILE).is_file():
         if base is not None:
@@ -209,7 +209,7 @@ def _give(option: str | None, value: str) -> str:
 def _recorded_bases(folder: Path, record: Path | None, recorded: dict[str, Any]) -> tuple[BaseName, ...]:
     # The run's own record holds the name as it was typed, which outlives a new installation (builtin: names) but not a
     # change of the working folder; the adapter's own record is the other way round.
-    adapter = _read_json(folder / ADAPTER_FILE)
+    adapter = read_json_object(folder / ADAPTER_FILE, "folder")
     kind = adapter.get("peft_type")
     if kind != "LORA":
         raise ModelError(f"{folder} holds a {kind} adapter, and dsft reads LoRA adapters.", "Merge it with PEFT first.")
@@ -222,13 +222,3 @@ def _recorded_bases(folder: Path, record: Path | None, recorded: dict[str, Any])
         if names.get(key):
             bases.setdefault(names[key], BaseName(names[key], names.get("revision"), origin))
     return tuple(bases.values())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can't be read: {error}.", "Copy the folder again.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object.", "Copy the folder again.")
-    return content
