@@ -163,7 +163,7 @@ def test_a_file_that_can_be_written_again_holds_the_result(bench: FakeBench, tmp
     assert len(json.loads((folder / "x.json").read_text(encoding="utf-8"))["rows"]) == 1
 
 
-@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Terminated("SIGTERM"), 143)])
 def test_a_stopped_bench_shows_the_rows_it_has(bench: FakeBench, stop, code: int, capsys, tmp_path: Path) -> None:
     def behave(sink: BenchSink) -> None:
         sink.on_result(make_result(ROW, num_rows=3))
