@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from dsft.core.signals import held_signals
+
 _Result = TypeVar("_Result")
 
 _MOST_WORKERS = {"cpu": 8, "cuda": 4}
@@ -50,9 +52,10 @@ def _make_pool(num_workers: int) -> ThreadPoolExecutor:
     caller's own number stays.
     """
     num_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(num_workers, "merge", _take_one_thread)
-    all_are_there = Barrier(num_workers)
-    wait([pool.submit(all_are_there.wait) for _ in range(num_workers)])
+    with held_signals():  # threads that wait for one that is never started would keep the process from ending
+        pool = ThreadPoolExecutor(num_workers, "merge", _take_one_thread)
+        all_are_there = Barrier(num_workers)
+        wait([pool.submit(all_are_there.wait) for _ in range(num_workers)])
     torch.set_num_threads(num_threads)
     return pool
 

@@ -1,5 +1,7 @@
 """Work in several threads: results in order, few under way, and an error that ends all."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,3 +77,30 @@ def test_pytorch_s_own_threads_come_back() -> None:
 def test_a_gpu_is_given_fewer_works_at_a_time() -> None:
     assert 1 <= count_workers("cuda") <= 4
     assert count_workers("cuda") <= count_workers("cpu") <= 8
+
+
+SIGNALLED_WHILE_THREADS_START = """
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dsft.merge.workers import run_in_order
+
+submit = ThreadPoolExecutor.submit
+
+def submit_and_signal(pool, *work):
+    future = submit(pool, *work)
+    signal.raise_signal(signal.SIGINT)
+    return future
+
+ThreadPoolExecutor.submit = submit_and_signal
+try:
+    list(run_in_order([str, str], 2))
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_a_signal_while_the_threads_start_does_not_keep_the_process() -> None:
+    """One thread would wait for another that is never started, and the interpreter for it."""
+    command = [sys.executable, "-c", SIGNALLED_WHILE_THREADS_START]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
