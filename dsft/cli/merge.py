@@ -1,13 +1,14 @@
 """`dsft merge`: options in, merge, show how far it has come and what came of it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsft.cli.errors import Terminated
 from dsft.cli.events import make_record, outlive_reader
 from dsft.cli.options import RUN_PANEL, JsonOption, QuietOption
 from dsft.cli.output import Mode, Output
@@ -115,10 +116,20 @@ def merge(
         force=force,
     )
     output = Output(use_json=use_json, is_quiet=is_quiet)
+    complete: list[Path] = []
+    try:
+        _merge(config, output, complete.append)
+    except (KeyboardInterrupt, Terminated) as stop:
+        for target in complete:
+            stop.add_note(f"{target} was complete by then; it holds the new model.")
+        raise
+
+
+def _merge(config: MergeConfig, output: Output, on_complete: Callable[[Path], None]) -> None:
     with open_progress(output) as sink:
         from dsft.merge.run import run_merge
 
-        result = run_merge(config, sink)
+        result = run_merge(config, sink, on_complete)
     from dsft.cli.views.merge import render_merge
 
     output.show(render_merge(result))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from dsft.merge.arithmetic import UpdateShare
 
 
-def run_merge(config: MergeConfig, sink: EventSink) -> MergeResult:
+def run_merge(
+    config: MergeConfig, sink: EventSink, on_complete: Callable[[Path], None] = lambda _target: None
+) -> MergeResult:
     """Merge an adapter into its base model.
 
     The model is written beside its place, verified there, and moved in: it is complete or not there. Nothing is
@@ -28,6 +31,7 @@ def run_merge(config: MergeConfig, sink: EventSink) -> MergeResult:
     Args:
         config: What is asked for.
         sink: Receives notices and progress.
+        on_complete: Receives the model's folder once it is whole and in its place, before a signal can take effect.
 
     Returns:
         What was done, and how exact it is.
@@ -40,7 +44,12 @@ def run_merge(config: MergeConfig, sink: EventSink) -> MergeResult:
     """
     with (
         prepared(config, sink) as setup,
-        written(setup.target, setup.adapter_dir, overwrite=config.overwrite) as folder,
+        written(
+            setup.target,
+            setup.adapter_dir,
+            overwrite=config.overwrite,
+            on_complete=lambda: on_complete(setup.target),
+        ) as folder,
     ):
         return _write(setup, folder, sink)
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -62,13 +62,16 @@ def check_room(target: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def written(target: Path, adapter_dir: Path, *, overwrite: bool) -> Iterator[Path]:
+def written(
+    target: Path, adapter_dir: Path, *, overwrite: bool, on_complete: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Give a folder to write in; it takes the target's place if all goes well, and is removed if not.
 
     Args:
         target: The folder of the merged model.
         adapter_dir: The adapter's folder.
         overwrite: Whether a merged model that is there may be replaced.
+        on_complete: Called once the folder is in its place, before a signal can take effect.
 
     Raises:
         OutputFolderError: Another command writes into the same place, or trains this adapter, or has written there.
@@ -87,7 +90,7 @@ def written(target: Path, adapter_dir: Path, *, overwrite: bool) -> Iterator[Pat
             _check_content(target, overwrite=overwrite)  # another merge may have ended until the folder was held
             yield staging
             _check_content(target, overwrite=overwrite)  # writing takes minutes
-        _move_in(staging, target)
+        _move_in(staging, target, on_complete)
 
 
 def _check_place(target: Path) -> None:
@@ -141,19 +144,14 @@ def _discard_own(staging: Path, own: list[os.stat_result]) -> None:
             discard(staging)
 
 
-def _move_in(staging: Path, target: Path) -> None:
-    is_complete = False
+def _move_in(staging: Path, target: Path, on_complete: Callable[[], None]) -> None:
     try:
         with held_signals():
             move_in(staging, target)
-            is_complete = True
+            on_complete()
     except OSError as error:
         put_back(target)
         raise WriteError(f"{target} can't be put in its place: {error}.", _WRITE_FIX) from error
-    except BaseException as stop:
-        if is_complete:
-            stop.add_note(f"{target} was complete by then; it holds the new model.")
-        raise
 
 
 def _leftover_bytes(target: Path) -> int:

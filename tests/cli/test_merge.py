@@ -33,9 +33,10 @@ class FakeMerge:
         self.tell: Callable[[EventSink], None] = lambda sink: None
         self.result = make_merge_result()
 
-    def run_merge(self, config: MergeConfig, sink: EventSink) -> MergeResult:
+    def run_merge(self, config: MergeConfig, sink: EventSink, on_complete: Callable[[Path], None]) -> MergeResult:
         self.config = config
         self.tell(sink)
+        on_complete(Path("merged"))
         return self.result
 
 
@@ -155,7 +156,7 @@ MERGE_IN_A_PROCESS = """
 import sys, time, types
 from dsft.merge.events import Progress
 from tests.merge_results import make_merge_result
-def run_merge(config, sink):
+def run_merge(config, sink, on_complete):
     sink(Progress("merge", 0, 4 * 2**30))
     for done in range(1, 5):
         time.sleep(0.3)
@@ -193,6 +194,20 @@ def test_a_terminal_gets_a_bar_in_bytes_that_makes_room_for_the_summary(reposito
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 0
+
+
+def test_a_signal_after_the_model_is_in_its_place_is_told_so(
+    fake_merge: FakeMerge, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(result: MergeResult) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dsft.cli.views.merge.render_merge", stop)
+    assert main(["merge", "./a"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "hint: merged was complete by then; it holds the new model."
+    fake_merge.tell = lambda sink: stop(fake_merge.result)
+    assert main(["merge", "./a"]) == 130
+    assert "hint" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("signal_name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

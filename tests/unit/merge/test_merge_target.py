@@ -38,8 +38,15 @@ def make_merged(folder: Path, content: str = "old") -> Path:
     return folder
 
 
-def write_model(target: Path, adapter: Path, *, overwrite: bool = False, then: Callable[[], object] | None = None):
-    with written(target, adapter, overwrite=overwrite) as folder:
+def write_model(
+    target: Path,
+    adapter: Path,
+    *,
+    overwrite: bool = False,
+    then: Callable[[], object] | None = None,
+    on_complete: Callable[[], None] = lambda: None,
+):
+    with written(target, adapter, overwrite=overwrite, on_complete=on_complete) as folder:
         (folder / "config.json").write_text("new")
         (folder / "model.safetensors").write_text("new")
         if then is not None:
@@ -316,9 +323,10 @@ def test_a_signal_while_it_is_moved_in_comes_after_it(adapter: Path, monkeypatch
         return exchange(first, second)
 
     monkeypatch.setattr(staging_module, "_exchange", exchange_and_signal)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        write_model(merged, adapter, overwrite=True)
-    assert caught.value.__notes__ == [f"{merged} was complete by then; it holds the new model."]
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        write_model(merged, adapter, overwrite=True, on_complete=lambda: told.append("complete"))
+    assert told == ["complete"]
     assert set(content(merged).values()) == {"new"}
     assert names(adapter) == ["merged_model"]
 
