@@ -11,7 +11,8 @@ from fenced import fence
 
 from dsft.core.paths import presets_dir
 from dsft.infer.config import InferConfig
-from dsft.infer.run import InferResult, run_infer
+from dsft.infer.result import InferResult
+from dsft.infer.run import run_infer
 
 NUM_TASKS = 10
 BASE = "builtin:tiny/model"
@@ -19,8 +20,8 @@ BASE = "builtin:tiny/model"
 
 def ask(prompt: str, model: str) -> InferResult:
     """Answer a prompt greedily, in the template of the adapter."""
-    config = InferConfig(prompt, model=model, template="instruction", max_new_tokens=120, device="cpu")
-    return run_infer(config, on_text=lambda _: None, on_notice=lambda _: None)
+    config = InferConfig(model=model, template="instruction", max_new_tokens=120, device="cpu")
+    return run_infer(config, prompt, on_text=lambda _: None, on_notice=lambda _: None)
 
 
 def describe(task: dict[str, str], base: InferResult, tuned: InferResult) -> str:

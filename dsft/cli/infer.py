@@ -17,7 +17,7 @@ from dsft.infer.config import DEFAULT_MAX_NEW_TOKENS, InferConfig
 from dsft.infer.dtype import DtypeChoice
 
 if TYPE_CHECKING:
-    from dsft.infer.run import InferResult
+    from dsft.infer.result import InferResult
 
 _MODEL_PANEL = "Model and prompt"
 _SAMPLING_PANEL = "Answer"
@@ -127,7 +127,6 @@ def infer(
 ) -> None:
     """Generate text with a model or a trained adapter."""
     config = InferConfig(
-        prompt=_read_prompt(prompt, is_raw),
         model=model,
         base=base,
         template=template,
@@ -147,7 +146,7 @@ def infer(
     output = Output(use_json=use_json, is_quiet=is_quiet)
     writer = _AnswerWriter(output)
     try:
-        _answer(config, output, writer)
+        _answer(config, _read_prompt(prompt, is_raw), output, writer)
     except (KeyboardInterrupt, Terminated) as ended:
         writer.break_off()
         told = report(ended)
@@ -155,10 +154,10 @@ def infer(
         raise typer.Exit(told.exit_code) from None
 
 
-def _answer(config: InferConfig, output: Output, writer: "_AnswerWriter") -> None:
+def _answer(config: InferConfig, prompt: str, output: Output, writer: "_AnswerWriter") -> None:
     from dsft.infer.run import run_infer
 
-    result = run_infer(config, on_text=writer.write, on_notice=output.note)
+    result = run_infer(config, prompt, on_text=writer.write, on_notice=output.note)
     writer.end()
     output.emit(asdict(result))
     output.note(describe_statistics(result))

@@ -1,4 +1,4 @@
-"""What `dsft infer` is asked for, checked as a whole; knows no model and no screen."""
+"""Which model is asked and how it answers, checked as a whole; knows no model and no screen."""
 
 import math
 from collections.abc import Iterator
@@ -14,10 +14,9 @@ DEFAULT_MAX_NEW_TOKENS = 512
 
 @dataclass(frozen=True)
 class InferConfig:
-    """One prompt and how it is answered.
+    """Which model answers, and how.
 
     Attributes:
-        prompt: The user's text, before any template.
         model: Adapter folder, model folder, hub id or `builtin:` name; None is the newest run in `./trained_*`.
         base: Base model of an adapter, instead of the recorded one.
         template: Prompt template; auto is the recorded one, else it is chosen by the tokenizer.
@@ -34,14 +33,14 @@ class InferConfig:
         stop: Texts that end the answer; they are no part of it.
         dtype: Type of weights and arithmetic.
         use_4bit: Quantize the linear layers to NF4 while loading.
+        is_speculating: Check drafts taken from the text itself, several tokens a pass; the answer stays the same.
         device: Where to compute.
 
     Raises:
         ConfigError: Settings out of range or in contradiction, all of them at once.
-        InputError: The prompt is empty or no text.
+        InputError: The system text is no text.
     """
 
-    prompt: str
     model: str | None = None
     base: str | None = None
     template: TemplateChoice = "auto"
@@ -56,18 +55,14 @@ class InferConfig:
     stop: tuple[str, ...] = ()
     dtype: DtypeChoice = "auto"
     use_4bit: bool = False
+    is_speculating: bool = False
     device: DeviceChoice = "auto"
 
     def __post_init__(self) -> None:
         problems = list(self._find_problems())
         if problems:
             raise ConfigError(" ".join(problems), "`dsft infer --help` lists what each option takes.")
-        _check_text(self.prompt, "The prompt")
-        _check_text(self.system or "", "The system text")
-        if not self.prompt.strip():
-            raise InputError(
-                "The prompt is empty.", 'Write it as the argument, `dsft infer "prompt"`, or pipe it into stdin.'
-            )
+        check_text(self.system or "", "The system text")
 
     @property
     def is_sampling(self) -> bool:
@@ -107,7 +102,12 @@ def _is_finite(value: float | None, at_least: float) -> bool:
     return value is None or (math.isfinite(value) and value >= at_least)
 
 
-def _check_text(text: str, name: str) -> None:
+def check_text(text: str, name: str) -> None:
+    """Refuse a text that no tokenizer takes.
+
+    Raises:
+        InputError: It holds lone surrogates.
+    """
     # Bytes of the command line that are no UTF-8 reach Python as lone surrogates, which no tokenizer takes.
     try:
         text.encode()

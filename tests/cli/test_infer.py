@@ -77,11 +77,14 @@ def test_json_is_one_object(models: Path, capsys: pytest.CaptureFixture[str]) ->
     told = json.loads(line)
     assert told.pop("time_to_first_token_s") > 0
     assert told.pop("tok_per_s") > 0
+    assert told.pop("load_s") > 0
+    assert told.pop("peak_memory_bytes") > 0
     assert told == {
         "text": "abc ",
         "num_prompt_tokens": len("### Instruction:\nx\n\n### Response:\n"),
         "num_new_tokens": 6,
         "stop_reason": "stop_string",
+        "speculation": None,
         "model": path,
         "base": None,
         "template": "instruction",

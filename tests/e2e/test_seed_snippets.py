@@ -72,7 +72,7 @@ def test_the_adapter_snippet_runs_and_answers_as_infer_does(tmp_path: Path, monk
 
     monkeypatch.chdir(tmp_path)
     prompt = "Write a CUDA kernel for matrix multiplication"
-    result = run_infer(InferConfig(prompt, dtype="float16", device="cpu"), lambda text: None, lambda notice: None)
+    result = run_infer(InferConfig(dtype="float16", device="cpu"), prompt, lambda text: None, lambda notice: None)
     assert result.template == "instruction"
     expected = f"<｜begin▁of▁sentence｜>### Instruction:\n{prompt}\n\n### Response:\n{result.text}"
     assert printed.removesuffix("\n").removesuffix("<｜end▁of▁sentence｜>") == expected
@@ -98,10 +98,8 @@ def test_the_merged_model_snippet_runs_to_the_letter_and_answers_as_infer_does(
     assert kinds == "torch.float16 cpu"
 
     prompt = "Write a CUDA kernel for matrix multiplication"
-    merged = InferConfig(
-        prompt, model="./trained_deepseek/merged_model", dtype="float16", device="cpu", max_new_tokens=64
-    )
-    result = run_infer(merged, lambda text: None, lambda notice: None)
+    merged = InferConfig(model="./trained_deepseek/merged_model", dtype="float16", device="cpu", max_new_tokens=64)
+    result = run_infer(merged, prompt, lambda text: None, lambda notice: None)
     assert result.template == "instruction" and result.text
     expected = f"<｜begin▁of▁sentence｜>### Instruction:\n{prompt}\n\n### Response:\n{result.text}"
     assert printed.removesuffix("\n").removesuffix("<｜end▁of▁sentence｜>") == expected

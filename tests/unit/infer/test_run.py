@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from dsft.core.errors import ConfigError, DoesNotFitError, InputError, ModelError, NoGpuError
 from dsft.infer.config import InferConfig
-from dsft.infer.run import InferResult, run_infer
+from dsft.infer.result import InferResult
+from dsft.infer.run import run_infer
 from tests.scripted_models import (
     EOS,
     TURN_END,
@@ -37,7 +38,7 @@ class Transcript:
         self.notices: list[str] = []
 
     def run(self, prompt: str = "Say something.", **settings: Any) -> InferResult:
-        return run_infer(InferConfig(prompt, device="cpu", **settings), self.pieces.append, self.notices.append)
+        return run_infer(InferConfig(device="cpu", **settings), prompt, self.pieces.append, self.notices.append)
 
 
 @pytest.fixture
@@ -241,7 +242,7 @@ def test_a_missing_gpu_is_an_error_before_anything_loads(models: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(NoGpuError) as caught:
-        run_infer(InferConfig("x", model=str(models / "greeting"), device="cuda"), print, print)
+        run_infer(InferConfig(model=str(models / "greeting"), device="cuda"), "x", print, print)
     assert caught.value.exit_code == 5
 
 
@@ -251,7 +252,7 @@ def test_too_little_gpu_memory_is_told_with_ways_on(
     def load(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr("dsft.infer.run.load_model", load)
+    monkeypatch.setattr("dsft.infer.session.load_model", load)
     with pytest.raises(DoesNotFitError, match=r"2\.00 GiB") as caught:
         transcript.run(model=str(models / "greeting"))
     assert "--load-in-4bit" in caught.value.fix
@@ -273,3 +274,14 @@ def test_base_takes_another_base(models: Path, tmp_path: Path, transcript: Trans
 
 def test_4bit_answers(models: Path, transcript: Transcript) -> None:
     assert transcript.run(model=str(models / "greeting"), use_4bit=True).text == "Héy 你😀"
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n\t"])
+def test_refuses_an_empty_prompt(models: Path, transcript: Transcript, prompt: str) -> None:
+    with pytest.raises(InputError, match="empty"):
+        transcript.run(prompt, model=str(models / "greeting"))
+
+
+def test_refuses_bytes_that_are_no_text(models: Path, transcript: Transcript) -> None:
+    with pytest.raises(InputError, match="prompt is not valid UTF-8 at character 3"):
+        transcript.run("ab\udcff", model=str(models / "greeting"))

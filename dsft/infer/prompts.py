@@ -1,0 +1,143 @@
+"""From what is asked to the token ids that the model reads, and how it will know that an answer is over."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsft.core.data.prompts import FimPrompt, Prompt, TemplateName, get_template
+from dsft.core.errors import InputError, ModelError
+from dsft.core.models.find_run import ModelChoice
+from dsft.core.models.source import ModelSource
+from dsft.infer.config import InferConfig, check_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """What the model reads.
+
+    Attributes:
+        token_ids: The prompt with its template.
+        stop_token_ids: Tokens that end an answer in this form.
+        num_room: Tokens that fit into the model's context after it, at least 1; None where it has no limit.
+        template: Name of the template; None for a raw prompt.
+    """
+
+    token_ids: list[int]
+    stop_token_ids: list[int]
+    num_room: int | None
+    template: TemplateName | None
+
+
+class PromptEncoder:
+    """Writes prompts for a model.
+
+    Args:
+        config: What is asked for.
+        choice: The model, and the template it was trained with.
+        source: The model whose weights read the prompt.
+        tokenizer: Its tokenizer.
+        on_notice: Receives the reason for a template that nobody chose.
+    """
+
+    def __init__(
+        self,
+        config: InferConfig,
+        choice: ModelChoice,
+        source: ModelSource,
+        tokenizer: "PreTrainedTokenizerFast",
+        on_notice: Notify,
+    ) -> None:
+        self._config = config
+        self._choice = choice
+        self._source = source
+        self._tokenizer = tokenizer
+        self._on_notice = on_notice
+        self._template: TemplateName | None = None
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Return a prompt's token ids; a gap to fill is always written in the template fim.
+
+        Raises:
+            InputError: The prompt is empty or no text, the template can't write it, or it leaves no room for an answer.
+            ModelError: Tokenizer and model do not belong together.
+        """
+        check_prompt(prompt)
+        if self._config.is_raw and isinstance(prompt, str):
+            return self._make(self._tokenizer(prompt)["input_ids"], [int(self._tokenizer.eos_token_id)], None)
+        name: TemplateName = "fim" if isinstance(prompt, FimPrompt) else self._choose_template()
+        template = get_template(name, self._tokenizer)
+        token_ids = template.encode_prompt(prompt, self._config.system)
+        return self._make(token_ids, list(template.stop_token_ids), name)
+
+    def _choose_template(self) -> TemplateName:
+        if self._template is None:
+            self._template = self._decide_template()
+        return self._template
+
+    def _decide_template(self) -> TemplateName:
+        demanded, choice = self._config.template, self._choice
+        if demanded != "auto":
+            if choice.template not in (None, demanded):
+                self._on_notice(f"{choice.name} was trained with the template {choice.template}, not {demanded}.")
+            return demanded
+        if choice.template is not None:
+            return choice.template
+        name: TemplateName = "chat" if self._tokenizer.chat_template else "instruction"
+        reason = "the tokenizer has a chat template" if name == "chat" else "the tokenizer has no chat template"
+        self._on_notice(
+            f"Template: {name}, because {reason} and {choice.name} records none; --template or --raw change it."
+        )
+        return name
+
+    def _make(self, token_ids: list[int], stop_token_ids: list[int], name: TemplateName | None) -> EncodedPrompt:
+        return EncodedPrompt(token_ids, stop_token_ids, self._find_room(token_ids), name)
+
+    def _find_room(self, token_ids: list[int]) -> int | None:
+        name, config = self._source.name, self._source.model_config
+        if not token_ids:
+            raise InputError("The prompt has no token for the model to go on from.", "Write some text.")
+        vocab_size = config.get("vocab_size")
+        if isinstance(vocab_size, int) and max(token_ids) >= vocab_size:
+            raise ModelError(
+                f"The tokenizer gives token {max(token_ids)}, but {name} has only {vocab_size} tokens.",
+                "Tokenizer and model must belong together: check --model and --base.",
+            )
+        num_positions = config.get("max_position_embeddings")
+        if not isinstance(num_positions, int):
+            return None
+        if len(token_ids) >= num_positions:
+            raise PromptTooLongError(
+                f"The prompt has {len(token_ids)} tokens, and {name} reads at most {num_positions}, "
+                "the answer included.",
+                "Shorten the prompt.",
+            )
+        return num_positions - len(token_ids)
+
+
+class PromptTooLongError(InputError):
+    """The prompt fills the model's context."""
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """Refuse a prompt that says nothing or is no text, without a look at any model.
+
+    Raises:
+        InputError: It is so.
+    """
+    if isinstance(prompt, FimPrompt):
+        texts = [(prompt.prefix, "The text before the gap"), (prompt.suffix, "The text behind the gap")]
+    elif isinstance(prompt, str):
+        texts = [(prompt, "The prompt")]
+    else:
+        texts = [(turn.text, "The conversation") for turn in prompt]
+    for text, name in texts:
+        check_text(text, name)
+    if not any(text.strip() for text, _ in texts):
+        raise InputError(
+            "The prompt is empty.", 'Write it as the argument, `dsft infer "prompt"`, or pipe it into stdin.'
+        )
