@@ -9,6 +9,11 @@ def cache_dir() -> Path:
     return _xdg("XDG_CACHE_HOME", ".cache")
 
 
+def nf4_cache_dir() -> Path:
+    """Return the folder of quantized copies of models."""
+    return cache_dir() / "nf4"
+
+
 def presets_dir() -> Path:
     """Return the folder of presets: inside the installed package, else beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent

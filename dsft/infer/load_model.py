@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dsft.core.errors import ConfigError, ModelError, is_out_of_memory
 from dsft.core.models.device import Device
+from dsft.core.models.nf4_cache import Notify
+from dsft.core.models.nf4_model import check_complete, load_nf4_model
 from dsft.core.models.source import ModelSource
 from dsft.infer.dtype import DtypeName
 
@@ -36,40 +38,36 @@ class Placement:
     use_4bit: bool
 
 
-def load_model(source: ModelSource, adapter_dir: Path | None, placement: Placement) -> "PreTrainedModel | PeftModel":
+def load_model(
+    source: ModelSource, adapter_dir: Path | None, placement: Placement, on_notice: Notify = lambda _: None
+) -> "PreTrainedModel | PeftModel":
     """Load a model in evaluation mode.
 
     Args:
         source: The whole model, or the base of the adapter.
         adapter_dir: Folder of a LoRA adapter to put on it, unmerged.
         placement: Device and number types.
+        on_notice: Receives what became of the quantized copy.
 
     Raises:
         ModelError: Weights are missing, damaged, not finite or of another shape.
         ConfigError: 4-bit loading of a model that is quantized already.
     """
-    model = _load_base(source, placement)
+    model = _load_base(source, placement, on_notice)
     return model if adapter_dir is None else _attach_adapter(model, adapter_dir, source.name, placement.device)
 
 
-def _load_base(source: ModelSource, placement: Placement) -> "PreTrainedModel":
+def _load_base(source: ModelSource, placement: Placement, on_notice: Notify) -> "PreTrainedModel":
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": getattr(torch, placement.dtype)}
-    if placement.use_4bit:
-        if "quantization_config" in source.model_config:
-            raise ConfigError(f"--load-in-4bit was given, but {source.name} is quantized already.", "Leave it out.")
-        options["quantization_config"] = _nf4_config(options["dtype"])
+    dtype = getattr(torch, placement.dtype)
+    if placement.use_4bit and "quantization_config" in source.model_config:
+        raise ConfigError(f"--load-in-4bit was given, but {source.name} is quantized already.", "Leave it out.")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            device_map={"": _torch_device(placement.device)},
-            output_loading_info=True,
-            **options,
-            **source.load_arguments,
-        )
+        if placement.use_4bit:
+            return load_nf4_model(source, placement.device, dtype, {}, on_notice)
+        return _load_whole(source, placement.device, dtype)
     except (SafetensorError, OSError, ValueError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
         if is_out_of_memory(error):
             raise
@@ -77,21 +75,21 @@ def _load_base(source: ModelSource, placement: Placement) -> "PreTrainedModel":
             f"The weights of {source.name} can't be loaded: {_first_line(error)}",
             "The folder needs complete weights beside config.json; copy or download the model again.",
         ) from error
-    # transformers fills what is missing with random numbers.
-    if report["missing_keys"]:
-        raise ModelError(
-            f"The weights of {source.name} are incomplete: {_name_some(report['missing_keys'])} missing.",
-            "Copy or download the model again.",
-        )
-    return model.eval()
 
 
-def _nf4_config(dtype: "torch.dtype") -> Any:
-    from transformers import BitsAndBytesConfig
+def _load_whole(source: ModelSource, device: Device, dtype: "torch.dtype") -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source.location,
+        dtype=dtype,
+        device_map={"": _torch_device(device)},
+        output_loading_info=True,
+        **source.load_arguments,
     )
+    check_complete(report["missing_keys"], source)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _attach_adapter(model: "PreTrainedModel", adapter_dir: Path, base_name: str, device: Device) -> "PeftModel":

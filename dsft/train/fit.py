@@ -108,7 +108,9 @@ def _hold_to_budget(setup: RunSetup, plan: ExecutionPlan) -> None:
 def _load_model(setup: RunSetup, sink: EventSink) -> Any:
     config = setup.config
     sink(Phase("load and quantize the model"))
-    model = load_quantized(setup.source, setup.device, setup.precision, setup.attention)
+    model = load_quantized(
+        setup.source, setup.device, setup.precision, setup.attention, on_notice=lambda text: sink(Notice(text))
+    )
     lora = LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.seed)
     return attach_lora(model, lora)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from dsft.core.errors import ModelError, is_out_of_memory
 from dsft.core.models.attention import AttentionKernel, register_attention
 from dsft.core.models.device import Device, Precision, torch_dtype
+from dsft.core.models.nf4_cache import Notify
+from dsft.core.models.nf4_model import load_nf4_model
 from dsft.core.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -90,7 +92,11 @@ def check_trainable(source: ModelSource, max_length: int) -> None:
 
 
 def load_quantized(
-    source: ModelSource, device: Device, precision: Precision, attention: AttentionKernel
+    source: ModelSource,
+    device: Device,
+    precision: Precision,
+    attention: AttentionKernel,
+    on_notice: Notify = lambda _: None,
 ) -> "PreTrainedModel":
     """Load a base model with its linear layers in NF4 with double quantization (QLoRA, arXiv:2305.14314, section 3).
 
@@ -102,6 +108,7 @@ def load_quantized(
         device: Where it goes; weights are quantized there, one shard at a time.
         precision: Compute type of the matrix products.
         attention: The attention kernel.
+        on_notice: Receives what became of the quantized copy.
 
     Returns:
         The model, all parameters frozen, in evaluation mode.
@@ -109,29 +116,16 @@ def load_quantized(
     Raises:
         ModelError: The weights are missing, damaged or can't be quantized.
     """
-    import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     register_attention()
-    dtype = torch_dtype(precision)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    options = {
+        "attn_implementation": attention.name,
+        "attention_dropout": 0.0,  # the variable-length kernel has none, and the kernel must not change the result
+        "use_safetensors": True,
+    }
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            quantization_config=quantization,
-            dtype=dtype,
-            attn_implementation=attention.name,
-            attention_dropout=0.0,  # the variable-length kernel has none, and the kernel must not change the result
-            use_safetensors=True,
-            device_map={"": torch.device(device.kind, 0) if device.kind == "cuda" else torch.device("cpu")},
-            **source.load_arguments,
-        )
+        model = load_nf4_model(source, device, torch_dtype(precision), options, on_notice)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -140,25 +134,10 @@ def load_quantized(
             f"The weights of {source.name} can't be loaded: {first_line}",
             "The folder needs complete safetensors files; copy or download the model again.",
         ) from error
-    _check_shapes(model, source)
     model.requires_grad_(False)
     _keep_layer_norms_in_compute_type(model)
     keep_weights_trainable_through(model)
     return model
-
-
-def _check_shapes(model: "PreTrainedModel", source: ModelSource) -> None:
-    """Refuse weights of another shape than config.json says: quantized ones are loaded without a look at it."""
-    from bitsandbytes.nn import Linear4bit
-
-    for name, module in model.named_modules():
-        if isinstance(module, Linear4bit):
-            found, expected = tuple(module.weight.quant_state.shape), (module.out_features, module.in_features)
-            if found != expected:
-                raise ModelError(
-                    f"{name} of {source.name} has the shape {list(found)}, and its config.json says {list(expected)}.",
-                    "Weights and config.json are not of the same model; copy or download it again.",
-                )
 
 
 def _keep_layer_norms_in_compute_type(model: "PreTrainedModel") -> None:
