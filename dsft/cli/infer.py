@@ -2,11 +2,13 @@
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsft.cli.errors import Terminated, report
+from dsft.cli.infer_modes import ModeOptions, read_text_value
 from dsft.cli.options import RUN_PANEL, JsonOption, QuietOption
 from dsft.cli.output import Output
 from dsft.cli.views.drawing import count_nouns
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dsft.infer.result import InferResult
 
 _MODEL_PANEL = "Model and prompt"
+_MODE_PANEL = "Other ways to ask"
 _SAMPLING_PANEL = "Answer"
 
 _STOP_WORDS = {
@@ -64,6 +67,68 @@ def infer(
         str | None,
         typer.Option(metavar="TEXT", help="System text, for templates that have one.", rich_help_panel=_MODEL_PANEL),
     ] = None,
+    is_chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Talk with the model, with a history; /help there.", rich_help_panel=_MODE_PANEL),
+    ] = False,
+    is_comparing: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Answer with the base model alone and with the adapter, side by side.",
+            rich_help_panel=_MODE_PANEL,
+        ),
+    ] = False,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Answer each prompt of a JSONL file.", rich_help_panel=_MODE_PANEL),
+    ] = None,
+    answers_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="With --file: JSONL file of the answers; one that is there already is gone on with.",
+            rich_help_panel=_MODE_PANEL,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --file: most prompts at once; without it as many as fit.",
+            rich_help_panel=_MODE_PANEL,
+        ),
+    ] = None,
+    fim_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--fim",
+            metavar="FILE",
+            help="Write what belongs at the mark <FILL> of a source file.",
+            rich_help_panel=_MODE_PANEL,
+        ),
+    ] = None,
+    is_in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="With --fim: write it into the file.", rich_help_panel=_MODE_PANEL),
+    ] = False,
+    fim_prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Write what belongs behind this text; @FILE reads it from a file, @@ stands for an @ at its start.",
+            rich_help_panel=_MODE_PANEL,
+        ),
+    ] = None,
+    fim_suffix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Write what belongs before this text, between it and --fim-prefix; @FILE and @@ as there.",
+            rich_help_panel=_MODE_PANEL,
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", help="Most tokens of the answer.", rich_help_panel=_SAMPLING_PANEL)
     ] = DEFAULT_MAX_NEW_TOKENS,
@@ -107,6 +172,14 @@ def infer(
             rich_help_panel=_SAMPLING_PANEL,
         ),
     ] = None,
+    is_code: Annotated[
+        bool,
+        typer.Option(
+            "--code",
+            help="Print only the first code block of the answer; an answer without one as it is.",
+            rich_help_panel=_SAMPLING_PANEL,
+        ),
+    ] = False,
     dtype: Annotated[
         DtypeChoice,
         typer.Option(
@@ -118,6 +191,14 @@ def infer(
         bool,
         typer.Option("--load-in-4bit", help="Quantize the weights to NF4 while loading.", rich_help_panel=RUN_PANEL),
     ] = False,
+    is_speculating: Annotated[
+        bool,
+        typer.Option(
+            "--speculate",
+            help="Try what followed the same words before, several tokens at once; the answer stays the same.",
+            rich_help_panel=RUN_PANEL,
+        ),
+    ] = False,
     device: Annotated[
         DeviceChoice,
         typer.Option(help="Where to compute; auto takes the GPU if there is one.", rich_help_panel=RUN_PANEL),
@@ -126,6 +207,24 @@ def infer(
     is_quiet: QuietOption = False,
 ) -> None:
     """Generate text with a model or a trained adapter."""
+    modes = ModeOptions(
+        prompt=prompt,
+        is_chat=is_chat,
+        is_comparing=is_comparing,
+        prompts_file=prompts_file,
+        answers_file=answers_file,
+        batch_size=batch_size,
+        fim_file=fim_file,
+        is_in_place=is_in_place,
+        fim_prefix=fim_prefix,
+        fim_suffix=fim_suffix,
+        template=template,
+        is_raw=is_raw,
+        system=system,
+        is_code=is_code,
+        is_speculating=is_speculating,
+        use_json=use_json,
+    )
     config = InferConfig(
         model=model,
         base=base,
@@ -141,23 +240,54 @@ def infer(
         stop=tuple(stop or ()),
         dtype=dtype,
         use_4bit=use_4bit,
+        is_speculating=is_speculating,
         device=device,
     )
     output = Output(use_json=use_json, is_quiet=is_quiet)
-    writer = _AnswerWriter(output)
     try:
-        _answer(config, _read_prompt(prompt, is_raw), output, writer)
+        _dispatch(modes, config, output)
     except (KeyboardInterrupt, Terminated) as ended:
-        writer.break_off()
         told = report(ended)
         output.emit({"error": told})  # people have seen how far it came
+        if told.fix:
+            output.note(told.fix)
         raise typer.Exit(told.exit_code) from None
 
 
-def _answer(config: InferConfig, prompt: str, output: Output, writer: "_AnswerWriter") -> None:
+def _dispatch(modes: ModeOptions, config: InferConfig, output: Output) -> None:
+    if modes.is_chat:
+        from dsft.cli.infer_chat import run_chat
+
+        run_chat(config, output)
+    elif modes.prompts_file is not None:
+        from dsft.cli.infer_batch import answer_file
+        from dsft.infer.batch import BatchRequest
+
+        answer_file(config, output, BatchRequest(modes.prompts_file, modes.answers_file, modes.batch_size))
+    elif modes.is_filling:
+        from dsft.cli.infer_fill import fill
+        from dsft.infer.fill import FillRequest
+
+        prefix = read_text_value(modes.fim_prefix, "--fim-prefix")
+        suffix = read_text_value(modes.fim_suffix, "--fim-suffix")
+        fill(config, output, FillRequest(prefix, suffix, modes.fim_file, modes.is_in_place))
+    elif modes.is_comparing:
+        from dsft.cli.infer_compare import compare
+
+        compare(config, output, _read_prompt(modes.prompt, config.is_raw))
+    else:
+        _answer(config, _read_prompt(modes.prompt, config.is_raw), output)
+
+
+def _answer(config: InferConfig, prompt: str, output: Output) -> None:
     from dsft.infer.run import run_infer
 
-    result = run_infer(config, prompt, on_text=writer.write, on_notice=output.note)
+    writer = _AnswerWriter(output)
+    try:
+        result = run_infer(config, prompt, on_text=writer.write, on_notice=output.note)
+    except (KeyboardInterrupt, Terminated):
+        writer.break_off()
+        raise
     writer.end()
     output.emit(asdict(result))
     output.note(describe_statistics(result))
