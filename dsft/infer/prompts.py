@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsft.core.data.prompts import FimPrompt, Prompt, TemplateName, get_template
+import numpy as np
+
+from dsft.core.data.prompts import FimPrompt, Prompt, PromptTemplate, TemplateName, get_template
 from dsft.core.errors import InputError, ModelError
 from dsft.core.models.find_run import ModelChoice
 from dsft.core.models.source import ModelSource
@@ -58,6 +60,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._on_notice = on_notice
         self._template: TemplateName | None = None
+        self._templates: dict[TemplateName, PromptTemplate] = {}  # making one takes a tenth of a second
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Return a prompt's token ids; a gap to fill is always written in the template fim.
@@ -70,9 +73,47 @@ class PromptEncoder:
         if self._config.is_raw and isinstance(prompt, str):
             return self._make(self._tokenizer(prompt)["input_ids"], [int(self._tokenizer.eos_token_id)], None)
         name: TemplateName = "fim" if isinstance(prompt, FimPrompt) else self._choose_template()
-        template = get_template(name, self._tokenizer)
+        template = self._get_template(name)
         token_ids = template.encode_prompt(prompt, self._config.system)
         return self._make(token_ids, list(template.stop_token_ids), name)
+
+    def encode_gap(self, prompt: FimPrompt, num_wanted: int) -> tuple[EncodedPrompt, int]:
+        """Return a gap's token ids; where a text is too long for the context, what is farthest from the gap is cut.
+
+        Args:
+            prompt: The text around the gap.
+            num_wanted: Tokens that are to fit into the context after it; half of the context is enough for a long text.
+
+        Returns:
+            The prompt, and how many tokens of the text were cut: of each side in proportion to what it has.
+
+        Raises:
+            InputError, ModelError: As `encode`; the prompt is never too long where the context has any use.
+        """
+        check_prompt(prompt)
+        template = self._get_template("fim")
+        segments = template.render_prompt(prompt, self._config.system)
+        encoded = template.encoder.encode([segments])
+        parts = [part.tolist() for part in np.split(encoded.token_ids, np.cumsum(encoded.lengths)[:-1])]
+        sides = [place for place, segment in enumerate(segments) if not segment.parse_special]
+        num_positions = self._source.model_config.get("max_position_embeddings")
+        before, behind = (len(parts[place]) for place in sides)
+        num_cut = 0
+        if isinstance(num_positions, int):
+            num_room = num_positions - min(num_wanted, num_positions // 2)
+            num_excess = sum(map(len, parts)) - num_room
+            if 0 < num_excess < before + behind:
+                num_cut = num_excess
+                cut_before = round(num_cut * before / (before + behind))
+                parts[sides[0]] = parts[sides[0]][cut_before:]
+                parts[sides[1]] = parts[sides[1]][: behind - (num_cut - cut_before)]
+        token_ids = [token_id for part in parts for token_id in part]
+        return self._make(token_ids, list(template.stop_token_ids), "fim"), num_cut
+
+    def _get_template(self, name: TemplateName) -> PromptTemplate:
+        if name not in self._templates:
+            self._templates[name] = get_template(name, self._tokenizer)
+        return self._templates[name]
 
     def _choose_template(self) -> TemplateName:
         if self._template is None:

@@ -3,14 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsft.core.data.prompts import Prompt
+from dsft.core.data.prompts import FimPrompt, Prompt
 from dsft.core.errors import DoesNotFitError
 from dsft.core.host_memory import peak_host_bytes
 from dsft.core.models.device import resolve_device
 from dsft.core.models.find_run import choose_model, find_base, find_tokenizer
+from dsft.core.models.source import fingerprint_weights
 from dsft.core.models.tokenizer import load_tokenizer
 from dsft.core.signals import held_signals
 from dsft.infer.answer import Answer, StopReason
@@ -70,6 +72,19 @@ class Session:
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Return a prompt's token ids; see `PromptEncoder.encode`."""
         return self._encoder.encode(prompt)
+
+    def encode_gap(self, prompt: FimPrompt) -> tuple[EncodedPrompt, int]:
+        """Return a gap's token ids, cut where needed, and how much was; see `PromptEncoder.encode_gap`."""
+        return self._encoder.encode_gap(prompt, self.config.max_new_tokens)
+
+    def fingerprint(self) -> str:
+        """Return what tells this model, adapter included, from others; see `fingerprint_weights`."""
+        folder = self._choice.adapter_dir
+        base = fingerprint_weights(self._source)
+        if folder is None:
+            return base
+        adapter = replace(self._source, location=str(folder.resolve()), revision=None, commit=None)
+        return f"{base} {fingerprint_weights(adapter)}"
 
     def limit_for(self, prompt: EncodedPrompt) -> int:
         """Return the most tokens that an answer to a prompt can have."""
@@ -131,6 +146,7 @@ class Session:
         on_answer: Callable[[int, InferResult], None],
         *,
         use_adapter: bool = True,
+        seed: int | None = None,
     ) -> None:
         """Answer several prompts at once.
 
@@ -138,13 +154,14 @@ class Session:
             prompts: From `encode`, at most `max_rows`; those of like lengths go together best.
             on_answer: Receives the index of a prompt and its answer, in the order in which they end.
             use_adapter: Whether the adapter, where there is one, takes part.
+            seed: Seed of the sampling, instead of the configuration's: calls that share one draw the same numbers.
 
         Raises:
             ModelError: The model can't be loaded, or its outputs are NaN.
             DoesNotFitError: The GPU's memory is too small.
         """
         self.load()
-        sampling = choose_sampling(self.config)
+        sampling = choose_sampling(self.config if seed is None else replace(self.config, seed=seed))
         answers = [self._begin(prompt, lambda _: None) for prompt in prompts]
         limits = [self.limit_for(prompt) for prompt in prompts]
 
