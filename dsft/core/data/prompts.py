@@ -207,7 +207,7 @@ class FimTemplate(PromptTemplate):
         if tokens is None:
             raise DataError(
                 "The template fim needs fill-in-the-middle tokens, and this tokenizer has none that are known.",
-                "Take a model that fills in the middle, as DeepSeek-Coder does; to train on whole texts: --template text.",
+                "Take a model that fills in the middle, as DeepSeek-Coder does; to train on texts: --template text.",
             )
         self._tokens = tokens
         self.stop_token_ids = [self.encoder.token_id(self.encoder.end_token)]
