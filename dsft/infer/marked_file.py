@@ -1,0 +1,192 @@
+"""A text file with a mark where something is to be filled in: read to the byte, replaced as a whole or not at all."""
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsft.core.data.prompts import FimPrompt
+from dsft.core.errors import InputError, WriteError
+from dsft.core.signals import held_signals
+from dsft.core.staging import flush_folder
+
+MARK = "<FILL>"
+"""Stands in a file where the gap is."""
+
+MAX_BYTES = 16 * 1024**2
+"""A larger file is no source text; its tokens alone would take minutes."""
+
+_BOM = "\ufeff"
+
+
+@dataclass(frozen=True)
+class MarkedFile:
+    """A file with one mark.
+
+    Attributes:
+        name: How the user named it.
+        path: The file itself, links resolved.
+        data: Its bytes.
+        before: Its text before the mark.
+        behind: Its text behind the mark.
+    """
+
+    name: str
+    path: Path
+    data: bytes
+    before: str
+    behind: str
+
+    @property
+    def has_crlf(self) -> bool:
+        """Whether its lines end in CR LF, all of them."""
+        num_line_ends = self.data.count(b"\n")
+        return num_line_ends > 0 and self.data.count(b"\r\n") == num_line_ends
+
+    @property
+    def line(self) -> int:
+        """Line of the mark, counted from 1."""
+        return self.before.count("\n") + 1
+
+    @property
+    def prompt(self) -> FimPrompt:
+        """The gap as models know such texts: without byte order mark, and with LF where all lines end in CR LF."""
+        texts = (self.before.removeprefix(_BOM), self.behind)
+        before, behind = (text.replace("\r\n", "\n") if self.has_crlf else text for text in texts)
+        return FimPrompt(before, behind)
+
+    def fit(self, text: str) -> str:
+        """Return a text that a model wrote for `prompt` with the file's own line ends."""
+        return text.replace("\r\n", "\n").replace("\n", "\r\n") if self.has_crlf else text
+
+    def check_replaceable(self) -> None:
+        """Refuse a file that can't be replaced with all that it is: tried beside it, and removed again.
+
+        Raises:
+            InputError: It is so.
+        """
+        status = self.path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{self.name} is no regular file, so --in-place can't write it.", "Leave --in-place out.")
+        if status.st_nlink > 1:
+            raise InputError(
+                f"{self.name} is one file under {status.st_nlink} names (hard links), and --in-place would part them.",
+                "Leave --in-place out, or copy the file first.",
+            )
+        if not os.access(self.path, os.W_OK):
+            raise InputError(f"{self.name} is write-protected.", "Change its rights, or leave --in-place out.")
+        try:
+            self._write_beside(b"").unlink()
+        except OSError as error:
+            raise InputError(
+                f"{self.name} can't be replaced as it is: {_describe(error)}.",
+                "It needs a folder you can write into, and an owner and group you may give; or leave --in-place out.",
+            ) from error
+
+    def replace_mark(self, text: str) -> None:
+        """Put a text in the mark's place; the file changes at once as a whole and keeps mode, owner and attributes.
+
+        Raises:
+            WriteError: It can't be written, or was changed since it was read; it is as it was found.
+        """
+        content = f"{self.before}{text}{self.behind}".encode()
+        partial: Path | None = None
+        try:
+            partial = self._write_beside(content)
+            if self.path.read_bytes() != self.data:
+                raise WriteError(
+                    f"{self.name} was changed while its gap was being filled, so nothing was written into it.",
+                    "Put the answer in by hand, or run the command again.",
+                )
+            partial.replace(self.path)
+            partial = None
+            flush_folder(self.path.parent)
+        except OSError as error:
+            raise WriteError(
+                f"{self.name} can't be written: {_describe(error)}.", "Put the answer in by hand, or run it again."
+            ) from error
+        finally:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
+
+    def _write_beside(self, content: bytes) -> Path:
+        """Write a file beside this one, with its mode, owner and attributes; a failure leaves none."""
+        status = self.path.stat()
+        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".dsft-", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                _copy_attributes(self.path, file.fileno())
+                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))  # last: a new owner takes set-id bits away
+                os.fsync(file.fileno())
+        except BaseException:
+            with held_signals(), suppress(OSError):
+                Path(name).unlink()
+            raise
+        return Path(name)
+
+
+def read_marked_file(path: Path) -> MarkedFile:
+    """Read a file with exactly one mark.
+
+    Raises:
+        InputError: It can't be read, is too large or no UTF-8, or has no mark or several.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        real_path = path.resolve(strict=True)
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {_describe(error)}.", "Check the file and its rights.") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(
+            f"{path} is larger than {MAX_BYTES // 1024**2} MiB.", "Give a file with the part around the gap alone."
+        )
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}:{line} is not in UTF-8 (byte 0x{data[error.start]:02x}).",
+            "Convert the file, e.g. with: iconv -f LATIN1 -t UTF-8 OLD > NEW",
+        ) from None
+    before, found, behind = text.partition(MARK)
+    if not found:
+        raise InputError(f"{path} has no {MARK}{_describe_near(text)}.", f"Write {MARK} where the gap is.")
+    if MARK in behind:
+        lines = _find_lines(text)
+        raise InputError(
+            f"{path} has {text.count(MARK)} marks {MARK}, on {_list_lines(lines)}.", "Leave the one to be filled."
+        )
+    return MarkedFile(str(path), real_path, data, before, behind)
+
+
+def _find_lines(text: str) -> list[int]:
+    return [number for number, line in enumerate(text.split("\n"), 1) if MARK in line]
+
+
+def _list_lines(lines: list[int]) -> str:
+    told = ", ".join(map(str, lines[:10])) + (" and more" if len(lines) > 10 else "")
+    return f"line {told}" if len(lines) == 1 else f"lines {told}"
+
+
+def _describe_near(text: str) -> str:
+    """Return where the mark stands in other letters, as the rest of a sentence."""
+    near = next((number for number, line in enumerate(text.split("\n"), 1) if MARK in line.upper()), None)
+    return "" if near is None else f" (line {near} has it in other letters)"
+
+
+def _copy_attributes(path: Path, descriptor: int) -> None:
+    """Copy extended attributes, access lists among them, as far as the file system and our rights go."""
+    with suppress(OSError):
+        for name in os.listxattr(path):
+            with suppress(OSError):
+                os.setxattr(descriptor, name, os.getxattr(path, name))
+
+
+def _describe(error: OSError) -> str:
+    return error.strerror or str(error)
