@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,26 +11,16 @@ from dsft.cli.errors import Terminated, report
 from dsft.cli.infer_modes import ModeOptions, read_text_value
 from dsft.cli.options import RUN_PANEL, JsonOption, QuietOption
 from dsft.cli.output import Output
-from dsft.cli.views.drawing import count_nouns
+from dsft.cli.views.infer_statistics import describe_statistics
 from dsft.core.config.schema import TemplateChoice
 from dsft.core.errors import InputError
 from dsft.core.models.device import DeviceChoice
 from dsft.infer.config import DEFAULT_MAX_NEW_TOKENS, InferConfig
 from dsft.infer.dtype import DtypeChoice
 
-if TYPE_CHECKING:
-    from dsft.infer.result import InferResult
-
 _MODEL_PANEL = "Model and prompt"
 _MODE_PANEL = "Other ways to ask"
 _SAMPLING_PANEL = "Answer"
-
-_STOP_WORDS = {
-    "end_token": "ended by itself",
-    "stop_string": "ended by a stop text",
-    "max_new_tokens": "cut at --max-new-tokens",
-    "context_full": "cut because the model's context is full",
-}
 
 
 def infer(
@@ -276,58 +266,23 @@ def _dispatch(modes: ModeOptions, config: InferConfig, output: Output) -> None:
 
         compare(config, output, _read_prompt(modes.prompt, config.is_raw))
     else:
-        _answer(config, _read_prompt(modes.prompt, config.is_raw), output)
+        _answer(config, _read_prompt(modes.prompt, config.is_raw), output, is_code=modes.is_code)
 
 
-def _answer(config: InferConfig, prompt: str, output: Output) -> None:
+def _answer(config: InferConfig, prompt: str, output: Output, *, is_code: bool) -> None:
+    from dsft.cli.infer_answer import AnswerWriter
+    from dsft.infer.code_block import find_code
     from dsft.infer.run import run_infer
 
-    writer = _AnswerWriter(output)
+    writer = AnswerWriter(output, is_code=is_code)
     try:
         result = run_infer(config, prompt, on_text=writer.write, on_notice=output.note)
     except (KeyboardInterrupt, Terminated):
         writer.break_off()
         raise
     writer.end()
-    output.emit(asdict(result))
+    output.emit(asdict(result) | ({"code": find_code(result.text)} if is_code else {}))
     output.note(describe_statistics(result))
-
-
-def describe_statistics(result: "InferResult") -> str:
-    """Return an answer's figures in one line."""
-    parts = [
-        f"{count_nouns(result.num_new_tokens, 'token')}, {_STOP_WORDS[result.stop_reason]}",
-        f"first token after {result.time_to_first_token_s:.2f} s",
-    ]
-    if result.tok_per_s is not None:
-        parts.append(f"{result.tok_per_s:.1f} tok/s")
-    if result.seed is not None:
-        parts.append(f"seed {result.seed}")
-    return "; ".join(parts)
-
-
-class _AnswerWriter:
-    """Writes an answer as it comes; line ends at its end are held back, so that it ends with one, whatever it has."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._held_back = ""
-        self._is_begun = False
-
-    def write(self, text: str) -> None:
-        body = text.rstrip("\n")
-        if body:
-            self._is_begun = True  # before the write: a signal may come inside it
-            self._output.write(self._held_back + body, end="")
-            self._held_back = ""
-        self._held_back += text[len(body) :]
-
-    def end(self) -> None:
-        self._output.write("")
-
-    def break_off(self) -> None:
-        if self._is_begun:
-            self.end()
 
 
 def _read_prompt(argument: str | None, is_raw: bool) -> str:
