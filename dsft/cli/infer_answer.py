@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 _C0 = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"}
 _C1 = dict.fromkeys(range(0x7F, 0xA0), "\ufffd")
 _VISIBLE_CONTROLS = _C0 | _C1 | {ord("\r"): ""}
-"""A model's control characters are shown on a terminal, not obeyed."""
+
+
+def make_visible(text: str) -> str:
+    """Return a text with signs in place of control characters, so that a terminal shows and does not obey them."""
+    return text.translate(_VISIBLE_CONTROLS)
 
 
 class AnswerWriter:
@@ -41,7 +45,7 @@ class AnswerWriter:
 
     def write(self, text: str) -> None:
         """Take the next piece."""
-        visible = text.translate(_VISIBLE_CONTROLS) if self._is_terminal else text
+        visible = make_visible(text) if self._is_terminal else text
         self._put([Part("prose", visible)] if self._reader is None else self._reader.push(visible))
 
     def end(self) -> None:
