@@ -179,6 +179,7 @@ def check_prompt(prompt: Prompt) -> None:
     for text, name in texts:
         check_text(text, name)
     if not any(text.strip() for text, _ in texts):
-        raise InputError(
-            "The prompt is empty.", 'Write it as the argument, `dsft infer "prompt"`, or pipe it into stdin.'
-        )
+        hint = 'Write it as the argument, `dsft infer "prompt"`, or pipe it into stdin.'
+        if isinstance(prompt, FimPrompt):
+            hint = "Give some text before or behind the gap."
+        raise InputError("The prompt is empty.", hint)
