@@ -6,12 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers.utils import logging as transformers_logging
 
 from dsft.cli.app import main
 from dsft.cli.chat_input import Command, Unit, parse_unit, read_unit
+from dsft.cli.errors import Terminated
+from dsft.infer.session import Session
 from tests.scripted_models import write_scripted_model
 
 NAMES = ("/help", "/save", "/system")
@@ -246,3 +249,74 @@ def test_a_closed_pipe_ends_it_quietly(models: Path) -> None:
         process.stdout.close()
         error = process.stderr.read()
     assert (process.returncode, error) == (0, b"")
+
+
+class Typist:
+    """Stands for someone at a terminal: types lines, or presses keys that raise."""
+
+    is_interactive = True
+
+    def __init__(self, *acts: str | BaseException) -> None:
+        self._acts = iter((*acts, EOFError()))
+        self.typed = False
+
+    def read(self, is_continued: bool) -> str:
+        act = next(self._acts)
+        if isinstance(act, BaseException):
+            self.typed = bool(act.args)
+            raise act
+        return act
+
+    def has_typed(self) -> bool:
+        return self.typed
+
+
+CTRL_C, CTRL_C_BEHIND_TEXT = KeyboardInterrupt(), KeyboardInterrupt("abc")
+
+
+@pytest.mark.parametrize(
+    ("acts", "code", "num_warnings"),
+    [
+        ([], 0, 0),
+        ([CTRL_C], 0, 1),
+        ([CTRL_C, CTRL_C], 130, 1),
+        ([CTRL_C_BEHIND_TEXT, CTRL_C], 130, 1),
+        ([CTRL_C, CTRL_C_BEHIND_TEXT], 0, 2),
+        ([CTRL_C, "/undo", CTRL_C], 0, 2),
+        (["a\\", CTRL_C, "/nonsense"], 0, 1),
+        ([Terminated("SIGTERM")], 143, 0),
+    ],
+)
+def test_ctrl_c_at_the_prompt_warns_once(
+    talk: Talk,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    acts: list[str | BaseException],
+    code: int,
+    num_warnings: int,
+) -> None:
+    monkeypatch.setattr("dsft.cli.infer_chat.open_lines", lambda *_, **__: Typist(*acts))
+    assert talk("") == code
+    captured = capsys.readouterr()
+    assert captured.out == ""  # what was begun before Ctrl-C was not asked
+    assert captured.err.count("Ctrl-C once more") == num_warnings
+
+
+def test_ctrl_c_in_an_answer_gives_the_prompt_back(
+    talk: Talk, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsft.cli.infer_chat.open_lines", lambda *_, **__: Typist("One?", "Two?"))
+    answer = Session.answer
+    calls: list[int] = []
+
+    def answer_once(self: Session, *args: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return answer(self, *args)
+
+    monkeypatch.setattr(Session, "answer", answer_once)
+    assert talk("") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Hey, du!\n"
+    assert "Stopped before the answer began; the question is not kept." in captured.err
