@@ -1,18 +1,19 @@
 """`dsft infer --chat`: questions from the terminal or stdin, answers to stdout, all else to stderr."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
 
-from dsft.cli.chat_input import Command, open_lines, parse_unit, read_unit
 from dsft.cli.errors import Terminated, report
 from dsft.cli.infer_answer import AnswerWriter
+from dsft.cli.infer_chat_input import Command, open_lines, parse_unit, read_unit
 from dsft.cli.output import Mode, Output
-from dsft.cli.views.chat import render_help
 from dsft.cli.views.drawing import count_nouns
+from dsft.cli.views.infer_chat import render_help
 from dsft.cli.views.infer_statistics import describe_statistics
 from dsft.core.errors import DsftError, ExitCode, InputError
 from dsft.core.signals import held_signals
@@ -69,7 +70,8 @@ def run_chat(config: InferConfig, output: Output) -> None:
                 raise
             loop.stay(is_sure=not lines.has_typed())
         except Terminated:
-            loop.end_line()
+            with suppress(OSError):  # the terminal may be gone
+                loop.end_line()
             raise
     if loop.exit_code != ExitCode.DONE:
         raise typer.Exit(loop.exit_code)

@@ -12,8 +12,8 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from dsft.cli.app import main
-from dsft.cli.chat_input import Command, Unit, parse_unit, read_unit
 from dsft.cli.errors import Terminated
+from dsft.cli.infer_chat_input import Command, Unit, parse_unit, read_unit
 from dsft.infer.session import Session
 from tests.scripted_models import write_scripted_model
 
