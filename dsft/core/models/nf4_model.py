@@ -1,5 +1,6 @@
 """Loading a model in NF4, for training and generation: from a copy that is quantized already where there is one."""
 
+import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ def load_nf4_model(
     key = make_copy_key(source, device, dtype, QUANTIZATION)
     if key is None:
         return load()
+    is_damaged = False
     try:
         with opened_copy(key, on_notice) as copy:
             if copy is not None:
@@ -62,6 +64,9 @@ def load_nf4_model(
                     return load()
     except DamagedCopyError as error:
         on_notice(f"The quantized copy of {source.name} was damaged ({error}) and is made anew.")
+        is_damaged = True
+    if is_damaged:
+        gc.collect()  # what was filled from it would lie beside the next model until its cycles are found
     model = load()
     tensors = _collect_tensors(model)
     if tensors is not None:

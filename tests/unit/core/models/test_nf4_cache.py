@@ -585,7 +585,7 @@ def test_processes_that_start_at_once_have_the_same_model(model_dir: Path) -> No
     processes = [context.Process(target=load_in_process, args=(model_dir, barrier, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=100) for _ in range(9)]
+    found = [results.get(timeout=200) for _ in range(9)]
     for process in processes:
         process.join()
     assert len({total for total, _ in found}) == 1
