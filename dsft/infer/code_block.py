@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-PartKind = Literal["prose", "fence", "code"]
+PartKind = Literal["prose", "fence", "indent", "code"]
 
 _PIECES = re.compile(r"[^\n]*\n|[^\n]+")
 _OPENING = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)")
@@ -26,9 +26,10 @@ class Part:
     """A piece of an answer of one kind; it may be part of a line or several lines.
 
     Attributes:
-        kind: A fence is the whole line that opens or closes a block.
-        text: The piece; code comes without the indentation of its block.
-        language: First word behind the block's opening fence, in lower case; empty where there is none.
+        kind: A fence is the whole line that opens or closes a block; an indent is what a line of code has before it
+            because its block is indented, and no part of the code.
+        text: The piece; all pieces together are the answer.
+        language: First word behind the block's opening fence, in lower case; empty outside blocks.
     """
 
     kind: PartKind
@@ -90,10 +91,11 @@ class FenceReader:
             yield Part("fence", line, self._language)
             self._fence = None
         else:
-            num_blanks = len(bare) - len(bare.lstrip(" \t"))
-            rest = line[min(self._indent, num_blanks) :]
-            if rest:
-                yield self._content(rest)
+            num_blanks = min(self._indent, len(bare) - len(bare.lstrip(" \t")))
+            if num_blanks:
+                yield Part("indent", line[:num_blanks], self._language)
+            if num_blanks < len(line):
+                yield self._content(line[num_blanks:])
 
     def _is_closing(self, line: str) -> bool:
         closing = _CLOSING.fullmatch(line)

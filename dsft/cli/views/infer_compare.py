@@ -94,8 +94,10 @@ def _draw_answer(text: str) -> RenderableType:
 def _join(parts: list[Part]) -> list[tuple[str, str, str]]:
     joined: list[tuple[str, str, str]] = []
     for part in parts:
-        if joined and joined[-1][:2] == (part.kind, part.language) and part.kind != "fence":
-            joined[-1] = (part.kind, part.language, joined[-1][2] + part.text)
+        kind = "code" if part.kind == "indent" else part.kind
+        before = joined[-1] if joined else None
+        if before is not None and before[0] == kind != "fence":
+            joined[-1] = (kind, part.language, before[2] + part.text)
         else:
-            joined.append((part.kind, part.language, part.text))
+            joined.append((kind, part.language, part.text))
     return joined

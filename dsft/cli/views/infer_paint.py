@@ -54,6 +54,8 @@ class AnswerPainter:
         """Return what can be shown with one more part of the answer."""
         if part.kind != "prose":
             self.reset_code = "\x1b[0m"
+        if part.kind == "indent":
+            return part.text  # the line before it has been shown to its end
         if part.kind == "code":
             if self._block is None:
                 self._block = _BlockPainter(part.language)
@@ -71,7 +73,7 @@ class _BlockPainter:
     """Colours one block of code.
 
     A word is held back until the next one begins, or its line ends: only then it is known what it is. Colours once
-    written stay, even where a lexer would later take another.
+    written stay, even where a lexer would later take another. A line's end is always written at once.
     """
 
     def __init__(self, language: str) -> None:
@@ -98,16 +100,20 @@ class _BlockPainter:
         return "" if self._lexer is None else self._show(self._find_tokens(), len(self._text))
 
     def _find_tokens(self) -> list[tuple[int, Any, str]]:
-        # Lexers know no line ends but \n.
-        return list(self._lexer.get_tokens_unprocessed(self._text.replace("\r", " ")))
+        # Lexers know no line ends but \n, and expect one at the end.
+        return list(self._lexer.get_tokens_unprocessed(self._text.replace("\r", " ") + "\n"))
 
     def _find_end(self, tokens: list[tuple[int, Any, str]]) -> int:
         """Return up to where the text can be shown: whole lines, and of the last one what a lexer is sure of."""
+        end = len(self._text)
         line_start = max(self._text.rfind("\n") + 1, self._num_shown)
-        rest = [token for token in tokens if token[0] >= line_start]
-        # A text in quotes is to many lexers an error until it is closed.
-        unsure = next((index for index, kind, _ in rest if kind[:1] == ("Error",)), len(self._text))
-        return min(unsure, rest[-1][0]) if rest else line_start
+        for index, kind, value in tokens:
+            if line_start <= index < end:
+                # A text in quotes is to many lexers an error until it is closed. A comment only gets longer.
+                is_sure = index + len(value) < end or kind[:1] == ("Comment",)
+                if kind[:1] == ("Error",) or not is_sure:
+                    return index
+        return end
 
     def _show(self, tokens: list[tuple[int, Any, str]], end: int) -> str:
         start, self._num_shown = self._num_shown, end

@@ -30,9 +30,9 @@ def describe_statistics(result: "InferResult", *, with_process: bool = True) -> 
         drafted, accepted = result.speculation.num_drafted, result.speculation.num_accepted
         parts.append(f"{format_count(accepted)} of {count_nouns(drafted, 'drafted token')} taken")
     if with_process:
-        parts.append(f"model loaded in {format_duration(result.load_s)}")
-        where = "GPU memory" if result.device == "cuda" else "memory"
-        parts.append(f"{where} up to {format_gib(result.peak_memory_bytes)}")
+        parts.append(f"loaded in {format_duration(result.load_s)}")
+        where = "peak GPU memory" if result.device == "cuda" else "peak memory"
+        parts.append(f"{where} {format_gib(result.peak_memory_bytes)}")
     if result.seed is not None:
         parts.append(f"seed {result.seed}")
     return "; ".join(parts)
