@@ -112,7 +112,7 @@ def record_problem(row: AskedRow, problem: RowProblem) -> dict[str, Any]:
 def _read_row(number: int, line: bytes, parse: Callable[[str], Any]) -> AskedRow:
     tags: dict[str, Any] = {"line": number}
     try:
-        value = parse(line.decode("utf-8"))
+        value = parse(line.decode("utf-8").rstrip("\r\n"))
         if isinstance(value, dict) and "id" in value:
             tags["id"] = value["id"]
         prompt = _read_prompt(value)
@@ -141,7 +141,7 @@ def _refuse_constant(name: str) -> NoReturn:
 _PARSERS: dict[str, Callable[[str], Any]] = {
     ".jsonl": _parse_json,
     ".ndjson": _parse_json,
-    ".txt": lambda text: text.removesuffix("\n").removesuffix("\r"),
+    ".txt": lambda text: text,
 }
 
 
