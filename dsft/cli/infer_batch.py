@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dsft.cli.errors import Terminated
+from dsft.cli.events import outlive_reader
 from dsft.cli.output import Mode, Output, to_json
 from dsft.core.errors import DsftError, ExitCode
 
@@ -58,7 +59,10 @@ def _answer(config: "InferConfig", output: Output, request: "BatchRequest", late
             latest[:] = [progress]
             show(progress)
 
-        listener = BatchListener(output.note, output.warn, take_progress, lambda record: _give_out(output, record))
+        note, warn = output.note, output.warn
+        if request.output is not None:  # answers for a file do not depend on who reads what is told
+            note, warn = outlive_reader(note), outlive_reader(warn)
+        listener = BatchListener(note, warn, take_progress, lambda record: _give_out(output, record))
         result = run_batch(config, request, listener)
     output.emit(asdict(result))
     output.note(describe_batch(result))

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dsft.cli.errors import Terminated
+from dsft.cli.events import outlive_reader
 from dsft.cli.output import Output
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ def fill(config: "InferConfig", output: Output, request: "FillRequest") -> None:
     from dsft.infer.fill import run_fill
 
     writer = _FillWriter(output)
+    # A reader of stdout that is gone ends a mere answer, but not one that is for a file.
+    write = outlive_reader(writer.write) if request.in_place else writer.write
     written: list[bool] = []
     try:
-        result = run_fill(config, request, writer.write, output.note, lambda: written.append(True))
+        result = run_fill(config, request, write, output.note, lambda: written.append(True))
     except (KeyboardInterrupt, Terminated) as stop:
         writer.end()
         if request.in_place:

@@ -220,6 +220,16 @@ def test_a_closed_pipe_ends_it_quietly(models: Path) -> None:
     assert (process.returncode, error) == (0, b"")
 
 
+def test_answers_for_a_file_outlive_the_reader_of_stderr(models: Path) -> None:
+    write_rows(*(["go"] * 5), {})
+    options = give_options(models, "greeting", "--batch-size", "1", "--output", "answers.jsonl")
+    with subprocess.Popen([sys.executable, "-m", "dsft", *options], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.wait()
+    assert len(ANSWERS.read_text().splitlines()) == 6
+
+
 def test_a_terminal_has_a_bar_and_then_the_summary(models: Path) -> None:
     write_rows(*(f"go {number}" for number in range(9)))
     options = give_options(models, "endless", "--max-new-tokens", "500", "--batch-size", "1", "--output", "a.jsonl")

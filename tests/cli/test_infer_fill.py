@@ -99,3 +99,14 @@ def test_wrong_files_are_told_before_the_model_is_looked_for(capsys: pytest.Capt
     Path("x.py").write_text("<FILL>\n<FILL>")
     assert main(["infer", "--fim", "x.py", "--model", "./nowhere"]) == 2
     assert "x.py has 2 marks <FILL>, on lines 1, 2." in capsys.readouterr().err
+
+
+def test_a_closed_pipe_does_not_keep_the_answer_from_the_file(models: Path) -> None:
+    Path("x.py").write_text("<FILL>3")
+    command = [sys.executable, "-m", "dsft", "infer", "--fim", "x.py", "--in-place", *give_options(models, "line")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.communicate()
+    assert process.returncode == 0
+    assert Path("x.py").read_text() == "abc\n3"
