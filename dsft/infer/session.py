@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsft.core.data.prompts import FimPrompt, Prompt
 from dsft.core.errors import DoesNotFitError
@@ -24,6 +24,9 @@ from dsft.infer.result import InferResult
 from dsft.infer.sampling import Sampling, choose_sampling
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from dsft.infer.decoding.decoder import Decoder
     from dsft.infer.decoding.loop import Speculation
 
@@ -63,6 +66,7 @@ class Session:
         self._tokenizer = load_tokenizer(find_tokenizer(choice, self._source)).tokenizer
         self._encoder = PromptEncoder(config, choice, self._source, self._tokenizer, on_notice)
         self._on_notice = on_notice
+        self._model: Any = None
         self._decoder: Decoder | None = None
         self._own_end_token_ids: list[int] = []
         self._load_s = 0.0
@@ -107,6 +111,7 @@ class Session:
             model = load_model(self._source, self._choice.adapter_dir, self._placement)
             self._own_end_token_ids = read_end_token_ids(model)
             self._decoder = make_decoder(model, self._on_notice)
+            self._model = model
         self._load_s = time.perf_counter() - started_s
         return self._decoder
 
@@ -177,6 +182,13 @@ class Session:
             from dsft.infer.decoding.loop import generate
 
             generate(decoder, [prompt.token_ids for prompt in prompts], limits, sampling, push)
+
+    @property
+    def model(self) -> "PreTrainedModel | PeftModel":
+        """The model that is decoded, for what compares with transformers' own generation; loads it."""
+        self.load()
+        model: PreTrainedModel | PeftModel = self._model
+        return model
 
     @property
     def max_rows(self) -> int:

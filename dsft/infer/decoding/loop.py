@@ -105,12 +105,12 @@ def generate_with_drafts(
             accepted = 0
             for token_id in _choose_along(chooser, logits, draft):
                 num_left -= 1
-                if on_token(token_id) or num_left == 0:
-                    return Speculation(num_drafted, num_accepted, num_passes)
-                lookup.append(token_id)
                 is_draft = accepted < len(draft) and token_id == draft[accepted]
                 accepted += is_draft
                 num_accepted += is_draft
+                if on_token(token_id) or num_left == 0:
+                    return Speculation(num_drafted, num_accepted, num_passes)
+                lookup.append(token_id)
             decoder.rewind(len(draft) - accepted)
             draft = lookup.find(num_left - 1)
             num_drafted += len(draft)

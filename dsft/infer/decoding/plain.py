@@ -25,8 +25,8 @@ class PlainDecoder:
         self._cache: Any = None
         self._texts: list[list[int]] = []  # what was read, row by row
         self._mask: torch.Tensor | None = None  # int64 [num_rows, num_positions]; None where no row is padded
-        # Families with another kind of state than keys and values read the whole text again for each token.
-        self._keeps_cache = True
+        # Families that return no state read the whole text again for each token; the first pass shows it.
+        self._keeps_cache: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -37,6 +37,9 @@ class PlainDecoder:
     @property
     def max_rows(self) -> int:
         """Most texts at once."""
+        if self._keeps_cache is None:
+            self.extend_last([0])
+            self.reset()
         return _MAX_ROWS if self._keeps_cache else 1
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> torch.Tensor:
@@ -57,8 +60,7 @@ class PlainDecoder:
         """Read one more token in each row; see `Decoder`."""
         for text, token_id in zip(self._texts, token_ids.tolist(), strict=True):
             text.append(token_id)
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._texts), 1)], dim=1)
+        self._lengthen_mask(1)
         return self._forward(token_ids[:, None], num_logits=1)[:, -1]
 
     def extend(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -76,6 +78,10 @@ class PlainDecoder:
         text = self._texts[0][:-num_tokens]
         if self._can_crop():
             self._cache.crop(-num_tokens)
+            self._texts = [text]
+            if self._mask is not None:
+                self._mask = self._mask[:, :-num_tokens]
+        elif self._keeps_cache is False:
             self._texts = [text]
         else:  # a window or another state that can't go back: it is read again
             self.reset()
@@ -100,12 +106,14 @@ class PlainDecoder:
         from peft import PeftModel
 
         self.reset()
-        if isinstance(self._model, PeftModel):
-            with self._model.disable_adapter():
+        try:
+            if isinstance(self._model, PeftModel):
+                with self._model.disable_adapter():
+                    yield
+            else:
                 yield
-        else:
-            yield
-        self.reset()
+        finally:  # after an error too: the base's keys and values must not be gone on with
+            self.reset()
 
     def _keep_common(self, prompt: Sequence[int]) -> int:
         """Keep what the only row has in common with a prompt; return how many tokens that is."""
@@ -124,32 +132,52 @@ class PlainDecoder:
     def _read(self, token_ids: Sequence[int], num_logits: int) -> torch.Tensor:
         if not self._texts:
             self._texts = [[]]
+        if self._is_recurrent() and len(token_ids) > 1:  # some families take several tokens for the text's beginning
+            logits = torch.cat([self._read([token_id], num_logits=1) for token_id in token_ids])
+            return logits[-num_logits:]
         self._texts[0].extend(token_ids)
+        self._lengthen_mask(len(token_ids))
         return self._forward(torch.tensor([list(token_ids)], dtype=torch.int64, device=self.device), num_logits)[0]
+
+    def _lengthen_mask(self, num_tokens: int) -> None:
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._texts), num_tokens)], dim=1)
 
     def _can_crop(self) -> bool:
         from transformers.cache_utils import DynamicLayer
 
         return self._cache is not None and all(type(layer) is DynamicLayer for layer in self._cache.layers)
 
+    def _is_recurrent(self) -> bool:
+        from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+        return self._cache is not None and any(
+            isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self._cache.layers
+        )
+
     @torch.no_grad()
     def _forward(self, token_ids: torch.Tensor, num_logits: int) -> torch.Tensor:
         """Return the logits at the last positions, [num_rows, num_logits, vocab_size]."""
-        if not self._keeps_cache:
+        keeps_cache = self._keeps_cache is not False
+        if not keeps_cache:
             token_ids = torch.tensor(self._texts, dtype=torch.int64, device=self.device)
-        arguments: dict[str, Any] = {}
-        if self._mask is not None:
-            positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
-            arguments = {"attention_mask": self._mask, "position_ids": positions[:, -token_ids.shape[1] :]}
         output = self._model(
             input_ids=token_ids,
+            attention_mask=self._mask,
+            position_ids=self._find_positions(token_ids.shape[1]),
             past_key_values=self._cache,
-            use_cache=self._keeps_cache,
+            use_cache=keeps_cache,
             logits_to_keep=num_logits,
-            **arguments,
         )
-        if self._keeps_cache:
+        if keeps_cache:
             self._cache = getattr(output, "past_key_values", None)
             self._keeps_cache = self._cache is not None
         logits: torch.Tensor = output.logits[:, -num_logits:]
         return logits.float()
+
+    def _find_positions(self, num_tokens: int) -> torch.Tensor:
+        """Return the positions of the last tokens, [num_rows or 1, num_tokens]; not every family counts them itself."""
+        if self._mask is None:
+            end = len(self._texts[0])
+            return torch.arange(end - num_tokens, end, device=self.device)[None]
+        return (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -num_tokens:]
