@@ -59,7 +59,8 @@ def _answer(config: "InferConfig", output: Output, request: "BatchRequest", late
             latest[:] = [progress]
             show(progress)
 
-        note, warn = output.note, output.warn
+        note: Callable[[str], None] = output.note
+        warn: Callable[[str], None] = output.warn
         if request.output is not None:  # answers for a file do not depend on who reads what is told
             note, warn = outlive_reader(note), outlive_reader(warn)
         listener = BatchListener(note, warn, take_progress, lambda record: _give_out(output, record))
