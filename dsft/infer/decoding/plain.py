@@ -92,7 +92,7 @@ class PlainDecoder:
         indices = torch.tensor(list(rows), dtype=torch.int64, device=self.device)
         self._texts = [self._texts[row] for row in rows]
         if self._cache is not None:
-            self._cache.batch_select_indices(indices)
+            self._cache.reorder_cache(indices)  # recurrent layers have no other way to choose rows
         if self._mask is not None:
             self._mask = self._mask[indices]
 
