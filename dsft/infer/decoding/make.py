@@ -1,14 +1,18 @@
 """Which decoder a model gets."""
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dsft.core.paths import cache_dir
 from dsft.infer.decoding.decoder import Decoder
 from dsft.infer.decoding.plain import PlainDecoder
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+_AMPERE = (8, 0)
 
 
 def make_decoder(model: "PreTrainedModel | PeftModel", on_notice: Callable[[str], None]) -> Decoder:
@@ -18,7 +22,35 @@ def make_decoder(model: "PreTrainedModel | PeftModel", on_notice: Callable[[str]
         model: The model, in evaluation mode, on its device.
         on_notice: Receives why a model on a GPU does not get the fast one.
     """
-    return PlainDecoder(model)
+    if model.device.type != "cuda":
+        return PlainDecoder(model)
+    try:
+        return _make_cuda_decoder(model)
+    except _SlowPathError as reason:
+        on_notice(f"Decoding by transformers' own modules, which is several times slower: {reason}.")
+        return PlainDecoder(model)
+
+
+class _SlowPathError(Exception):
+    pass
+
+
+def _make_cuda_decoder(model: "PreTrainedModel | PeftModel") -> Decoder:
+    import torch
+
+    # What Triton compiles is kept; its own place is a folder in the user's home.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
+    if torch.cuda.get_device_capability(model.device) < _AMPERE:
+        raise _SlowPathError("the GPU is older than Ampere (compute capability 8.0)")
+    try:
+        from dsft.infer.decoding.cuda.decoder import CudaDecoder
+        from dsft.infer.decoding.cuda.weights import UnsupportedModelError
+    except ImportError as error:
+        raise _SlowPathError(f"Triton is missing ({error})") from error
+    try:
+        return CudaDecoder(model)
+    except UnsupportedModelError as reason:
+        raise _SlowPathError(str(reason)) from reason
 
 
 def read_end_token_ids(model: "PreTrainedModel | PeftModel") -> list[int]:
