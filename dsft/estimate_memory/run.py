@@ -109,6 +109,7 @@ def _host_needs(config: TrainConfig, shape: ModelShape, planned: Planned) -> Hos
         has_validation=has_validation(config),
         num_dataset_tokens=DEFAULT_DATASET_TOKENS if config.dataset == DEFAULT_DATASET else None,
         paged_out_bytes=planned.chosen.memory.paged_out_bytes,
+        value_bytes=planned.job.value_bytes,
     )
     return HostNeeds(
         memory=estimate_host_memory(files),

@@ -5,7 +5,7 @@ Only `PROCESS_BYTES` is measured; the rest follows from the sizes of the files t
 
 from dataclasses import dataclass
 
-from dsft.core.memory.model_shape import ModelShape
+from dsft.core.memory.model_shape import ModelShape, quantized_bytes, unquantized_bytes
 from dsft.core.memory.training import Group, Term
 
 PROCESS_BYTES = 1_135_000_000
@@ -27,6 +27,9 @@ MERGE_POSITIONS = 160
 ADAM_FACTOR = 3
 """A checkpoint has each LoRA weight and AdamW's two moments."""
 
+LEAST_COPY_BYTES = 64 * 2**20
+"""Of a smaller model no quantized copy is kept, as in `core/models/nf4_cache.py`, which imports too much for this."""
+
 _LORA_BYTES = 4
 _MODEL_BYTES = 2
 
@@ -45,6 +48,7 @@ class RunFiles:
         has_validation: Whether the adapter of the lowest validation loss is kept beside them.
         num_dataset_tokens: Tokens of the data set; None where nobody has counted them.
         paged_out_bytes: Optimizer state that has no room on the device.
+        value_bytes: Bytes of a value in the compute type, which embedding, head and norms stay in.
     """
 
     shape: ModelShape
@@ -53,6 +57,7 @@ class RunFiles:
     has_validation: bool
     num_dataset_tokens: int | None = None
     paged_out_bytes: int = 0
+    value_bytes: int = 2
 
 
 def estimate_host_memory(files: RunFiles) -> tuple[Term, ...]:
@@ -73,6 +78,10 @@ def estimate_disk(files: RunFiles) -> tuple[Term, ...]:
     count = files.num_checkpoints + 1
     model = _model_bytes(files.shape)
     terms = [Term("model", model, f"{files.shape.num_parameters:,} x 2 bytes", Group.WEIGHTS)]
+    copy = sum(quantized_bytes(files.shape)) + unquantized_bytes(files.shape, files.value_bytes)
+    if copy >= LEAST_COPY_BYTES:
+        formula = f"in the cache: 4 bits a weight and its scales, the rest x {files.value_bytes} bytes"
+        terms.append(Term("quantized copy", copy, formula, Group.WEIGHTS))
     if files.num_dataset_tokens is not None:
         terms.append(_cache_term(files.shape, files.num_dataset_tokens))
     formula = f"{files.num_checkpoints} kept and one being written x {weights:,} x 12 bytes"

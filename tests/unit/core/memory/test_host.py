@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dsft.core.data.cache import StoreWriter
 from dsft.core.data.tokenize import Fate, SampleBatch
+from dsft.core.memory import host
 from dsft.core.memory.host import (
+    LEAST_COPY_BYTES,
     PROCESS_BYTES,
     RunFiles,
     estimate_disk,
@@ -21,6 +24,12 @@ from dsft.core.memory.host import (
 )
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, ModelShape, read_model_shape
 from dsft.core.memory.training import Term
+from dsft.core.models import nf4_cache
+from dsft.core.models.device import Device
+from dsft.core.models.nf4_model import load_nf4_model
+from dsft.core.models.source import find_model
+from dsft.core.paths import nf4_cache_dir
+from tests.scripted_models import write_random_model
 
 SHAPE = read_model_shape(BUILTIN_CONFIGS["deepseek-ai/deepseek-coder-6.7b-base"], "6.7b")
 MODEL_BYTES = 2 * 6_740_512_768
@@ -32,9 +41,15 @@ def sizes(terms: tuple[Term, ...]) -> dict[str, int]:
     return {term.name: term.num_bytes for term in terms}
 
 
-def test_disk_holds_model_data_checkpoints_adapters_and_a_merged_model() -> None:
+def test_disk_holds_model_copy_data_checkpoints_adapters_and_a_merged_model() -> None:
+    linears = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    largest_scales = 3 * 32 * 256  # the float32 of an MLP layer's scales, rounded up to 512 bytes
+    tables = 32 * 7 * (1024 + 512 + 512)  # both codes and an offset for each layer
+    scales = linears // 64 + 4 * linears // (64 * 256) + largest_scales + tables
+    rest = 2 * (2 * 32256 * 4096 + (2 * 32 + 1) * 4096)
     assert sizes(estimate_disk(FILES)) == {
         "model": MODEL_BYTES,
+        "quantized copy": linears // 2 + scales + rest,
         "tokenized data": 3000,
         "checkpoints": 3 * 12 * LORA,
         "best adapter": 2 * 4 * LORA,
@@ -47,6 +62,27 @@ def test_what_a_run_does_not_write_takes_no_disk() -> None:
     names = sizes(estimate_disk(replace(FILES, has_validation=False, num_dataset_tokens=None)))
     assert "best adapter" not in names
     assert "tokenized data" not in names
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_quantized_copy_takes_as_much_as_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    assert nf4_cache.LEAST_COPY_BYTES == LEAST_COPY_BYTES
+    for module in (nf4_cache, host):
+        monkeypatch.setattr(module, "LEAST_COPY_BYTES", 0)
+    source = find_model(str(write_random_model(tmp_path / "model", hidden_size=256, intermediate_size=1024)))
+    load_nf4_model(source, Device("cpu", "CPU"), dtype, {}, lambda _: None)
+    [copy] = nf4_cache_dir().iterdir()
+    shape = read_model_shape(source.model_config, "model")
+    files = RunFiles(shape, 8, 1, has_validation=False, value_bytes=dtype.itemsize)
+    assert sizes(estimate_disk(files))["quantized copy"] == pytest.approx(copy.stat().st_size, rel=0.03)
+
+
+def test_no_copy_is_kept_of_a_small_model(repository: Path) -> None:
+    config = json.loads((repository / "presets/tiny/model/config.json").read_text(encoding="utf-8"))
+    tiny = replace(FILES, shape=read_model_shape(config, "tiny"))
+    assert "quantized copy" not in sizes(estimate_disk(tiny))
 
 
 @pytest.mark.parametrize("vocab_size", [32256, 100_000])
