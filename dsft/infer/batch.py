@@ -51,6 +51,7 @@ def run_batch(config: InferConfig, request: BatchRequest, listener: BatchListene
         InputError: File, output, model, tokenizer or settings can't be used, or no row can be asked.
         NoGpuError: A GPU was demanded and there is none.
         DoesNotFitError: The GPU's memory is too small for the model.
+        ModelError: The model can't be loaded, or it has answered no row and its outputs are NaN.
         WriteError: The answers can't be written; those that were kept stay.
     """
     if request.output is not None:
@@ -105,9 +106,15 @@ class _Batch:
         started_s = time.perf_counter()
         self._listener.on_progress(self._progress)
         self._give_out()
-        answers = GroupedAnswers(self._answer_group, self._take_failure, self._listener.on_notice)
+        answers = GroupedAnswers(
+            self._answer_group,
+            self._take_failure,
+            self._listener.on_notice,
+            has_answered=self._progress.num_resumed > 0,
+        )
         for window in self._cut_windows(size):
             answers.answer(sorted(window, key=lambda row: -self._lengths[row.line]), size)
+        answers.finish()
         duration_s = time.perf_counter() - started_s
         if self._journal is not None:
             self._journal.finish(self._order())

@@ -13,12 +13,14 @@ class GroupedAnswers:
     """Answers rows in groups.
 
     A group that needs more memory than there is is halved, and all later ones are no larger. One whose outputs are NaN
-    is halved too, but only it. A row that fails alone has failed, and the others go on.
+    is halved too, but only it. A row that fails alone has failed, and the others go on. Whether it is the row's fault
+    or the model's that outputs are NaN shows with the first answer: rows that fail so before it are told then.
 
     Args:
         answer_group: Answers a group.
         on_failure: Receives a row that fails, and why.
         on_notice: Receives sentences the user should read.
+        has_answered: Whether the model has answered other rows before.
     """
 
     def __init__(
@@ -26,12 +28,15 @@ class GroupedAnswers:
         answer_group: AnswerGroup,
         on_failure: Callable[[AskedRow, RowProblem], None],
         on_notice: Callable[[str], None],
+        *,
+        has_answered: bool = False,
     ) -> None:
         self._answer_group = answer_group
         self._on_failure = on_failure
         self._on_notice = on_notice
         self._limit: int | None = None
-        self._has_answered = False
+        self._has_answered = has_answered
+        self._put_aside: list[tuple[AskedRow, ModelError]] = []
 
     def answer(self, rows: Sequence[AskedRow], size: int) -> None:
         """Answer rows in their order.
@@ -39,9 +44,6 @@ class GroupedAnswers:
         Args:
             rows: The rows.
             size: Most of them at once.
-
-        Raises:
-            ModelError: The outputs are NaN before there was any answer, so it is not the row's fault.
         """
         groups = self._cut(rows, size)
         while groups:
@@ -58,6 +60,15 @@ class GroupedAnswers:
                 middle = (len(left) + 1) // 2
                 groups[:0] = [half for half in (left[:middle], left[middle:]) if half]
 
+    def finish(self) -> None:
+        """Settle what was put aside, after the last row.
+
+        Raises:
+            ModelError: The outputs were NaN and nothing was ever answered, so it is not the rows' fault.
+        """
+        if self._put_aside and not self._has_answered:
+            raise self._put_aside[0][1]
+
     def _cut(self, rows: Sequence[AskedRow], size: int) -> list[Sequence[AskedRow]]:
         most = size if self._limit is None else min(size, self._limit)
         return [rows[start : start + most] for start in range(0, len(rows), most)]
@@ -67,8 +78,11 @@ class GroupedAnswers:
         left = {row.line: row for row in group}
 
         def take(row: AskedRow) -> None:
-            self._has_answered = True
             del left[row.line]
+            self._has_answered = True
+            while self._put_aside:
+                failed, error = self._put_aside.pop(0)
+                self._on_failure(failed, RowProblem.of(error))
 
         try:
             self._answer_group(group, take)
@@ -84,5 +98,6 @@ class GroupedAnswers:
 
     def _fail(self, row: AskedRow, error: DsftError) -> None:
         if isinstance(error, ModelError) and not self._has_answered:
-            raise error
-        self._on_failure(row, RowProblem.of(error))
+            self._put_aside.append((row, error))
+        else:
+            self._on_failure(row, RowProblem.of(error))

@@ -141,10 +141,16 @@ class Groups:
         if error:
             raise error
 
-    def run(self, num_rows: int, size: int) -> None:
+    def run(self, num_rows: int, size: int, *, has_answered: bool = False) -> None:
         rows = [AskedRow(line, {"line": line}, "x", None) for line in range(1, num_rows + 1)]
-        answers = GroupedAnswers(self.answer_group, lambda row, _: self.failed.append(row.line), self.notices.append)
+        answers = GroupedAnswers(
+            self.answer_group,
+            lambda row, _: self.failed.append(row.line),
+            self.notices.append,
+            has_answered=has_answered,
+        )
         answers.answer(rows, size)
+        answers.finish()
 
 
 def test_a_group_that_needs_too_much_memory_is_halved_once_for_all() -> None:
@@ -175,11 +181,25 @@ def test_a_row_with_nan_is_found_and_later_groups_stay_whole() -> None:
     assert groups.tried[-1] == [9, 10, 11, 12]
 
 
-def test_a_model_that_gives_nan_from_the_start_ends_it() -> None:
+@pytest.mark.parametrize("bad", [{1}, {1, 2, 3, 4}, {1, 8}])
+def test_the_longest_row_with_nan_does_not_end_it(bad: set[int]) -> None:
+    groups = Groups(lambda lines: ModelError("NaN") if bad & set(lines) else None)
+    groups.run(8, 4)
+    assert (groups.failed, groups.answered) == (sorted(bad), [line for line in range(1, 9) if line not in bad])
+
+
+def test_a_model_that_gives_nan_for_every_row_ends_it_and_blames_no_row() -> None:
     groups = Groups(lambda _: ModelError("NaN"))
     with pytest.raises(ModelError, match="NaN"):
-        groups.run(12, 4)
-    assert groups.tried == [[1, 2, 3, 4], [1, 2], [1]]
+        groups.run(4, 4)
+    assert groups.tried == [[1, 2, 3, 4], [1, 2], [1], [2], [3, 4], [3], [4]]
+    assert groups.failed == []
+
+
+def test_a_model_that_answered_before_is_not_blamed_for_the_last_rows() -> None:
+    groups = Groups(lambda _: ModelError("NaN"))
+    groups.run(2, 1, has_answered=True)
+    assert groups.failed == [1, 2]
 
 
 HEADER = {"settings": {"model": "m", "stop": ["a"], "top_p": None}, "rows": "digest", "seed": None}
@@ -451,6 +471,39 @@ def test_a_batch_that_broke_off_is_gone_on_with(tmp_path: Path, model: Path, num
     assert (result.num_resumed, result.num_answered, result.num_failed) == (num_before, 5, 1)
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not journal_path(output).exists()
+
+
+def test_a_batch_whose_last_row_has_nan_can_be_finished(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", "x", "xxx", "xx")
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        Transcript(model, break_off_after=2).run(file, output, batch_size=1)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ModelError("The outputs are NaN.")
+
+    monkeypatch.setattr(Session, "answer_all", fail)
+    result = Transcript(model).run(file, output)
+    assert (result.num_resumed, result.num_failed) == (2, 1)
+    assert [answer.get("error", {}).get("kind") for answer in read_answers(output)] == ["ModelError", None, None]
+
+
+def test_a_model_that_never_answers_leaves_no_output(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ModelError("The outputs are NaN.")
+
+    monkeypatch.setattr(Session, "answer_all", fail)
+    file = write_rows(tmp_path / "rows.jsonl", "x", "xxx", "xx")
+    transcript = Transcript(model)
+    for output in (tmp_path / "out.jsonl", None):
+        with pytest.raises(ModelError, match="NaN"):
+            transcript.run(file, output, batch_size=1)
+    assert (transcript.bad_rows, transcript.records) == ([], [])
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_retrained_model_of_the_same_name_is_not_gone_on_with(tmp_path: Path) -> None:
