@@ -2,8 +2,7 @@
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dsft.core.errors import ModelError
@@ -50,8 +49,8 @@ def load_nf4_model(
 
     place = torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
 
-    def load() -> "PreTrainedModel":
-        return _load(source, place, dtype, options)
+    def load(copy: CopyFile | None = None) -> "PreTrainedModel":
+        return _load(source, place, dtype, options, copy)
 
     key = make_copy_key(source, device, dtype, QUANTIZATION)
     if key is None:
@@ -60,8 +59,7 @@ def load_nf4_model(
     try:
         with opened_copy(key, on_notice) as copy:
             if copy is not None:
-                with _weights_from(copy, place):
-                    return load()
+                return load(copy)
     except DamagedCopyError as error:
         on_notice(f"The quantized copy of {source.name} was damaged ({error}) and is made anew.")
         is_damaged = True
@@ -75,19 +73,25 @@ def load_nf4_model(
 
 
 def _load(
-    source: ModelSource, place: "torch.device", dtype: "torch.dtype", options: Mapping[str, Any]
+    source: ModelSource,
+    place: "torch.device",
+    dtype: "torch.dtype",
+    options: Mapping[str, Any],
+    copy: CopyFile | None,
 ) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    model, report = AutoModelForCausalLM.from_pretrained(
-        source.location,
-        quantization_config=BitsAndBytesConfig(**QUANTIZATION, bnb_4bit_compute_dtype=dtype),
-        dtype=dtype,
-        device_map={"": place},
-        output_loading_info=True,
-        **options,
+    arguments = {
+        "quantization_config": BitsAndBytesConfig(**QUANTIZATION, bnb_4bit_compute_dtype=dtype),
+        "dtype": dtype,
+        "device_map": {"": place},
+        "output_loading_info": True,
         **source.load_arguments,
-    )
+    }
+    if copy is None:
+        model, report = AutoModelForCausalLM.from_pretrained(source.location, **arguments, **options)
+    else:
+        model, report = _read_from(copy, place, source, arguments, options)
     check_complete(report["missing_keys"], source)
     _check_shapes(model, source)
     loaded: PreTrainedModel = model.eval()
@@ -157,19 +161,28 @@ def _collect_tensors(model: "PreTrainedModel") -> "dict[str, torch.Tensor] | Non
     return found if is_whole and all(is_storable(tensor) for tensor in found.values()) else None
 
 
-@contextmanager
-def _weights_from(copy: CopyFile, place: "torch.device") -> Iterator[None]:
-    """Let transformers take the weights of the models it loads from a copy instead of their checkpoints.
+def _read_from(
+    copy: CopyFile, place: "torch.device", source: ModelSource, arguments: dict[str, Any], options: Mapping[str, Any]
+) -> Any:
+    """Let transformers build a model and take its weights from a copy instead of its checkpoint.
 
-    It has no public way for weights that are quantized and on the device already. What it does before and after
-    reading weights stays its own.
+    It has no public way for weights that are quantized and on the device already, so the reading of a checkpoint is
+    overridden in a class of its own for this one call. What comes before and after reading stays transformers'.
+
+    Returns:
+        What `from_pretrained` returns, for the same arguments.
     """
-    from transformers import PreTrainedModel
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    read_checkpoint: Callable[..., Any] = PreTrainedModel._load_pretrained_model
+    config, others = AutoConfig.from_pretrained(
+        source.location, return_unused_kwargs=True, **options, **source.load_arguments
+    )
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if config.sub_configs.get("text_config") is model_class.config_class:
+        config = config.get_text_config()  # of a model for images too, only the part for text is loaded
 
     def read_copy(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, *rest: Any) -> Any:
-        result = read_checkpoint(model, {}, None, load_config, *rest)
+        result = model_class._load_pretrained_model(model, {}, None, load_config, *rest)
         filled = _fill(model, copy, place)
         result[0].missing_keys.difference_update(filled)
         used = copy.notes[_CONVERSIONS]
@@ -178,11 +191,14 @@ def _weights_from(copy: CopyFile, place: "torch.device") -> Iterator[None]:
         ]
         return result
 
-    PreTrainedModel._load_pretrained_model = staticmethod(read_copy)
-    try:
-        yield
-    finally:
-        PreTrainedModel._load_pretrained_model = staticmethod(read_checkpoint)
+    # Its names are the original's: transformers finds renamings, losses and recorded outputs by them.
+    names = {"__module__": model_class.__module__, "__qualname__": model_class.__qualname__}
+    reader: Any = type(
+        model_class.__name__, (model_class,), {**names, "_load_pretrained_model": staticmethod(read_copy)}
+    )
+    model, report = reader.from_pretrained(source.location, config=config, **(others | arguments))
+    model.__class__ = model_class
+    return model, report
 
 
 def _describe_conversions(conversions: Any) -> list[list[list[str]]]:

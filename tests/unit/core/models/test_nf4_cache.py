@@ -1,9 +1,11 @@
 """Quantized copies: the model they give is the one that quantizing gives, and no damage or trouble stops a start."""
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -624,18 +626,63 @@ def test_large_tensors_are_read_in_pieces_and_each_is_checked(model_dir: Path, m
     assert "its content was changed" in load(model_dir)[1][0]
 
 
-def test_loading_another_model_later_reads_its_checkpoint(model_dir: Path, tmp_path: Path) -> None:
-    """What is put in the place of transformers' reading goes again, after an error too."""
-    from transformers import PreTrainedModel
+def test_a_checkpoint_can_be_loaded_while_a_copy_is_read(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    fresh, _ = load(model_dir)
+    other_dir = write_random_model(tmp_path / "other")
+    expected = load_file(other_dir / "model.safetensors")
+    read, others = nf4_file.CopyFile.read_into, []
+
+    def load_other_first(file: Any, tensors: Any) -> None:
+        others.append(AutoModelForCausalLM.from_pretrained(other_dir, dtype=torch.float32))
+        read(file, tensors)
+
+    monkeypatch.setattr(nf4_file.CopyFile, "read_into", load_other_first)
+    again, notices = load(model_dir)
+    assert notices == []
+    assert_same(fresh, again)
+    [other] = others
+    found = other.state_dict()
+    assert all(torch.equal(found[name], tensor.float()) for name, tensor in expected.items())
+
+
+def test_a_model_that_was_read_is_of_transformers_own_class(model_dir: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
     reading = PreTrainedModel._load_pretrained_model
     load(model_dir)
-    load(model_dir)
-    assert PreTrainedModel._load_pretrained_model is reading
-    copies()[0].write_bytes(b"")
-    load(model_dir)
-    content = bytearray(copies()[0].read_bytes())
-    content[-1] ^= 1
-    copies()[0].write_bytes(content)
-    load(model_dir)
-    assert PreTrainedModel._load_pretrained_model is reading
+    read, notices = load(model_dir)
+    assert notices == []
+    assert type(read) is LlamaForCausalLM
+    assert PreTrainedModel._load_pretrained_model is LlamaForCausalLM._load_pretrained_model is reading
+    gc.collect()
+    assert LlamaForCausalLM.__subclasses__() == []  # the class of that one call is gone, and the copy with it
+    assert type(pickle.loads(pickle.dumps(read))) is LlamaForCausalLM
+    adapted = get_peft_model(read, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert type(adapted.get_base_model()) is LlamaForCausalLM
+
+
+def test_a_family_is_one_class() -> None:
+    """What a copy is read into is found by the family alone."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    assert all(isinstance(found, type) for found in MODEL_FOR_CAUSAL_LM_MAPPING.values())
+
+
+def test_of_a_model_for_images_too_the_text_part_is_the_same_from_a_copy(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, Qwen3_5Config
+
+    text = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "head_dim": 16}
+    config = Qwen3_5Config(text_config=text | {"num_attention_heads": 4, "num_key_value_heads": 2})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    config.save_pretrained(tmp_path / "model")
+    fresh, notices = load(tmp_path / "model")
+    assert notices[0].startswith("Kept")
+    read, notices = load(tmp_path / "model")
+    assert notices == []
+    assert_same(fresh, read)
