@@ -1,11 +1,13 @@
 """`dsft infer --fim`: what fills a gap goes to stdout as it comes, and into the file if that is asked for."""
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dsft.cli.errors import Terminated
 from dsft.cli.events import outlive_reader
-from dsft.cli.output import Output
+from dsft.cli.infer_answer import make_visible
+from dsft.cli.output import Mode, Output
 
 if TYPE_CHECKING:
     from dsft.infer.config import InferConfig
@@ -47,16 +49,20 @@ def fill(config: "InferConfig", output: Output, request: "FillRequest") -> None:
 
 
 class _FillWriter:
-    """Writes what fills a gap to the letter, as blanks count there; on a terminal it is given a line end."""
+    """Writes what fills a gap to the letter, as blanks count there.
+
+    A terminal gets signs in place of control characters, and a line end.
+    """
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._is_terminal = output.mode is not Mode.JSON and sys.stdout.isatty()
         self._is_line_open = False
 
     def write(self, text: str) -> None:
         self._is_line_open = not text.endswith("\n")  # before the write: a signal may come inside it
-        self._output.write(text, end="")
+        self._output.write(make_visible(text) if self._is_terminal else text, end="")
 
     def end(self) -> None:
-        if self._is_line_open and self._output.stdout.is_terminal:
+        if self._is_line_open and self._is_terminal:
             self._output.write("")

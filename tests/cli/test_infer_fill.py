@@ -20,6 +20,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_fim_model(folder / "lines", "héy\n12")
     write_fim_model(folder / "line", "abc\n")
     write_fim_model(folder / "endless", "abcd\n", is_endless=True)
+    write_fim_model(folder / "control", "a\x1b[2Jb")
     return folder
 
 
@@ -45,6 +46,20 @@ def test_a_terminal_gets_a_line_end(models: Path) -> None:
     terminal = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60)
     terminal.expect(pexpect.EOF)
     assert terminal.before == "héy\r\n12\r\n"
+
+
+def test_control_characters_reach_pipes_and_files_but_do_not_steer_a_terminal(
+    models: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("x.py").write_text("<FILL>3")
+    arguments = ["infer", "--quiet", "--fim", "x.py", *give_options(models, "control")]
+    terminal = pexpect.spawn(sys.executable, ["-m", "dsft", *arguments], encoding="utf-8", timeout=60)
+    terminal.expect(pexpect.EOF)
+    assert terminal.before == "a␛[2Jb\r\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes no terminal of a pipe
+    assert main([*arguments, "--in-place"]) == 0
+    assert capfd.readouterr().out == "a\x1b[2Jb"
+    assert Path("x.py").read_text() == "a\x1b[2Jb3"
 
 
 def test_in_place_replaces_the_mark_and_says_where(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
