@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def _read_row(number: int, line: bytes, parse: Callable[[str], Any]) -> AskedRow
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_parse_float)
     except json.JSONDecodeError as error:
         raise UnusableRowError(f"broken JSON: {error.msg.removesuffix(' at')} (column {error.colno})") from None
     except ValueError as error:  # NaN, or a number of too many digits
@@ -136,6 +137,13 @@ def _parse_json(text: str) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # an answer with it as its id could not be written
+        raise UnusableRowError(f"holds a number that is too large: {text[:20]}")
+    return number
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {

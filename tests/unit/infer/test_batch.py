@@ -71,6 +71,7 @@ def test_a_row_asks(tmp_path: Path, row: Any, prompt: Any) -> None:
         ('{"text": "a"}', "has no prompt, instruction or messages"),
         ('{"prompt": ', "broken JSON: Expecting value (column 12)"),
         ('{"prompt": NaN}', "broken JSON: NaN is no JSON"),
+        ('{"prompt": "a", "id": -1e999}', "holds a number that is too large: -1e999"),
         ("[" * 100_000, "nested too deeply"),
         (b'{"prompt": "caf\xe9"}', "is not in UTF-8 (byte 0xe9)"),
         ('{"prompt": "\\ud800"}', "prompt holds half a character (a lone surrogate)"),
