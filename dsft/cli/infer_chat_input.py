@@ -44,12 +44,41 @@ class Command:
     argument: str
 
 
+class BadLineError(InputError):
+    """A line is no text, but where it ends is known, so that what belongs to it can be read to its end.
+
+    Attributes:
+        text: The line with signs in place of what is no text.
+    """
+
+    def __init__(self, found: str, fix: str, text: str) -> None:
+        super().__init__(found, fix)
+        self.text = text
+
+
 def read_unit(read_line: ReadLine) -> Unit:
     r"""Read the next question or command: a line, lines that end in `\`, a block between marks, or a paste.
 
     Raises:
+        BadLineError: One of its lines is no text; none of them is left to be taken for another question.
         EOFError: There is nothing more; what was begun before the end counts.
     """
+    errors: list[BadLineError] = []
+
+    def read_any(is_continued: bool) -> str:
+        try:
+            return read_line(is_continued)
+        except BadLineError as error:
+            errors.append(error)
+            return error.text
+
+    unit = _join_lines(read_any)
+    if errors:
+        raise errors[0]
+    return unit
+
+
+def _join_lines(read_line: ReadLine) -> Unit:
     line = read_line(False)
     if line.rstrip() == BLOCK_MARK:
         return Unit("\n".join(_read_block(read_line)), is_block=True)
@@ -191,16 +220,19 @@ class PlainLines:
         """Return the next line; see `ReadLine`.
 
         Raises:
-            InputError: It is not UTF-8.
+            BadLineError: It is not UTF-8.
         """
         line = b"" if sys.stdin is None else sys.stdin.buffer.readline()
         if not line:
             raise EOFError
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
         try:
-            return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            return line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"The line on stdin is not valid UTF-8 at byte {error.start + 1}.", "Give it in the UTF-8 encoding."
+            raise BadLineError(
+                f"The line on stdin is not valid UTF-8 at byte {error.start + 1}.",
+                "Give it in the UTF-8 encoding.",
+                line.decode("utf-8", "replace"),
             ) from None
 
     def has_typed(self) -> bool:

@@ -193,6 +193,14 @@ def test_a_line_that_is_no_text_is_told_and_the_next_one_answered(talk: Talk, ca
     assert "The line on stdin is not valid UTF-8 at byte 3." in captured.err
 
 
+@pytest.mark.parametrize("unit", [b'"""\na\n\xff\n/b\n"""', b"a\\\n\xff\\\nb", b"\xff\\\nb", b"a\\\n\xff"])
+def test_lines_that_belong_to_one_that_is_no_text_are_no_questions(talk: Talk, capsys: Capture, unit: bytes) -> None:
+    assert talk(unit + b"\nWell?\n") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "Hey, du!\n"
+    assert captured.err.count("error: ") == captured.err.count("not valid UTF-8 at byte 1.") == 1
+
+
 def test_an_answer_asked_for_again_is_told_to_be_the_same(talk: Talk, capsys: Capture) -> None:
     assert talk("One?\n/retry\n") == 0
     captured = capsys.readouterr()
