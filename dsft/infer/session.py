@@ -165,6 +165,8 @@ class Session:
             ModelError: The model can't be loaded, or its outputs are NaN.
             DoesNotFitError: The GPU's memory is too small.
         """
+        if not prompts:
+            return
         self.load()
         sampling = choose_sampling(self.config if seed is None else replace(self.config, seed=seed))
         answers = [self._begin(prompt, lambda _: None) for prompt in prompts]

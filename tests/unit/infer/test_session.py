@@ -146,6 +146,11 @@ def test_answers_of_several_come_as_they_end_each_with_its_reason(tmp_path: Path
     ]
 
 
+def test_nothing_asked_loads_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsft.infer.session.load_model", lambda *_: pytest.fail("the model is loaded"))
+    open_session(folder / "random").answer_all([], lambda *_: pytest.fail("an answer came"))
+
+
 def test_an_interrupt_between_several_answers_leaves_the_session_usable(folder: Path) -> None:
     session = open_session(folder / "adapter")
     prompts = [session.encode(prompt) for prompt in PROMPTS]
