@@ -45,6 +45,9 @@ class Decoder(Protocol):
             Logits of the tokens after them, [num_rows, vocab_size].
         """
 
+    def know(self, token_ids: Sequence[int]) -> None:
+        """Take note of the tokens that the last step has read, once they have come from the device."""
+
     def extend(self, token_ids: Sequence[int]) -> "torch.Tensor":
         """Read several tokens of the only row at once.
 
@@ -59,7 +62,7 @@ class Decoder(Protocol):
         """Go on with these rows alone, in this order."""
 
     def reset(self) -> None:
-        """Forget everything; after an exception a decoder must not be used before this."""
+        """Forget everything and give its memory back; after an exception a decoder must not be used before this."""
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """Let the base model alone compute for a while; forgets everything at both ends."""

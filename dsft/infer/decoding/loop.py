@@ -59,7 +59,10 @@ def generate(
             if not is_last:  # rows that end here read one token in vain, and what stands for NaN is no token
                 chosen = chooser.choose(decoder.step(chosen.clamp(min=0)))
             going = []
-            for place, (row, token_id) in enumerate(zip(rows, told.read(), strict=True)):
+            token_ids = told.read()
+            if not is_last:
+                decoder.know(token_ids)
+            for place, (row, token_id) in enumerate(zip(rows, token_ids, strict=True)):
                 num_left[row] -= 1
                 has_ended = on_token(row, check_token(token_id))
                 if not has_ended and num_left[row] > 0:

@@ -1,9 +1,9 @@
 """Which decoder a model gets."""
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dsft.core.notices import Notify
 from dsft.core.paths import cache_dir
 from dsft.infer.decoding.decoder import Decoder
 from dsft.infer.decoding.plain import PlainDecoder
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _AMPERE = (8, 0)
 
 
-def make_decoder(model: "PreTrainedModel | PeftModel", on_notice: Callable[[str], None]) -> Decoder:
+def make_decoder(model: "PreTrainedModel | PeftModel", on_notice: Notify) -> Decoder:
     """Return the fastest decoder that can run a model.
 
     Args:

@@ -63,6 +63,9 @@ class PlainDecoder:
         self._lengthen_mask(1)
         return self._forward(token_ids[:, None], num_logits=1)[:, -1]
 
+    def know(self, token_ids: Sequence[int]) -> None:
+        """Nothing to note: a step knows its tokens; see `Decoder`."""
+
     def extend(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Read several tokens of the only row; see `Decoder`."""
         return self._read(token_ids, num_logits=len(token_ids))

@@ -37,14 +37,12 @@ def attend_to_parts(
     part_size = tl.cdiv(num_keys, NUM_PARTS * BLOCK_K) * BLOCK_K
     first_key = part * part_size
     last_key = tl.minimum(first_key + part_size, num_keys)
+    start = (slot * num_kv_heads + kv_head) * capacity * SIZE
     grouped = tl.arange(0, BLOCK_G)
     column = tl.arange(0, SIZE)
-    head = kv_head * NUM_GROUPED + grouped
     in_group = grouped < NUM_GROUPED
-    query = tl.load(
-        queries + (token * num_heads + head[:, None]) * SIZE + column[None, :], mask=in_group[:, None], other=0.0
-    )
-    start = (slot * num_kv_heads + kv_head) * capacity * SIZE
+    head = token * num_heads + kv_head * NUM_GROUPED + grouped
+    query = tl.load(queries + head[:, None] * SIZE + column[None, :], mask=in_group[:, None], other=0.0)
     largest = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     mixed = tl.zeros([BLOCK_G, SIZE], tl.float32)
@@ -60,7 +58,7 @@ def attend_to_parts(
         value = tl.load(values + start + places[:, None] * SIZE + column[None, :], mask=in_keys[:, None], other=0.0)
         mixed = tl.dot(shares.to(value.dtype), value, mixed * kept[:, None])
         largest = new_largest
-    place = (token * num_heads + head) * NUM_PARTS + part
+    place = head * NUM_PARTS + part
     tl.store(maxima + place, largest, mask=in_group)
     tl.store(sums + place, total, mask=in_group)
     tl.store(partial + place[:, None] * SIZE + column[None, :], mixed, mask=in_group[:, None])

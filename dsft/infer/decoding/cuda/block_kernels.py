@@ -1,7 +1,8 @@
 """What a block does between its products, each in one launch for all tokens of a pass; in Triton.
 
 Sums of products come as float32 parts, [num_parts, T, N], or whole as 16-bit numbers (one part). Results are rounded
-where transformers' modules round theirs, so that both paths differ by the order of sums alone.
+where transformers' modules round theirs, so that both paths differ by the order of sums; only an adapter's factors are
+rounded to the model's type, as autocast rounds them in training.
 """
 
 import triton
@@ -90,14 +91,12 @@ def add_updated(
 
 
 @triton.jit
-def _read_head(
-    parts, lowered, rows_b, token, first_row, part_index, stride, lowered_stride, num_rows, num_ranks,
-    column, SIZE: tl.constexpr, NUM_PARTS: tl.constexpr, NUM_LOWERED_PARTS: tl.constexpr, RANK: tl.constexpr,
-    DTYPE: tl.constexpr,
+def _read_half(
+    parts, lowered, rows_b, token, rows, part_index, stride, lowered_stride, num_rows, num_ranks,
+    NUM_PARTS: tl.constexpr, NUM_LOWERED_PARTS: tl.constexpr, RANK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Return SIZE numbers of a head, in the order `column`."""
-    rows = first_row + column
-    whole = column < SIZE
+    """Return some numbers of a head."""
+    whole = rows < num_rows
     total = _sum_parts(parts, token * num_rows + rows, whole, stride, NUM_PARTS, DTYPE)
     if RANK > 0:
         total = _add_update(
@@ -105,6 +104,13 @@ def _read_head(
             NUM_LOWERED_PARTS, DTYPE,
         )  # fmt: skip
     return total
+
+
+@triton.jit
+def _turn(own, partner, cosine, sine, DTYPE: tl.constexpr):
+    kept = (own * cosine).to(DTYPE).to(tl.float32)
+    turned = (partner * sine).to(DTYPE).to(tl.float32)
+    return (kept + turned).to(DTYPE)
 
 
 @triton.jit
@@ -130,50 +136,59 @@ def rotate_and_store(
     num_ranks,
     HAS_NORM: tl.constexpr,
     SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
     NUM_LOWERED_PARTS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """Rotate queries and keys (RoPE, arXiv:2104.09864) and put keys and values into the cache: a head a program."""
+    """Rotate queries and keys (RoPE, arXiv:2104.09864) and put keys and values into the cache.
+
+    A program takes CHUNK numbers of the lower half of a head and their partners in the upper one; with a norm all.
+    """
     DTYPE: tl.constexpr = queries.dtype.element_ty
     head = tl.program_id(0)
     token = tl.program_id(1)
     num_rows = (num_heads + 2 * num_kv_heads) * SIZE
     part_index = (head >= num_heads).to(tl.int32) + (head >= num_heads + num_kv_heads).to(tl.int32)
-    column = tl.arange(0, SIZE)
+    column = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
     position = tl.load(positions + token)
     slot = tl.load(slots + token).to(tl.int64)
-    own = _read_head(
-        parts, lowered, rows_b, token, head * SIZE, part_index, stride, lowered_stride, num_rows, num_ranks,
-        column, SIZE, NUM_PARTS, NUM_LOWERED_PARTS, RANK, DTYPE,
+    low = _read_half(
+        parts, lowered, rows_b, token, head * SIZE + column, part_index, stride, lowered_stride, num_rows, num_ranks,
+        NUM_PARTS, NUM_LOWERED_PARTS, RANK, DTYPE,
+    )  # fmt: skip
+    high = _read_half(
+        parts, lowered, rows_b, token, head * SIZE + SIZE // 2 + column, part_index, stride, lowered_stride, num_rows,
+        num_ranks, NUM_PARTS, NUM_LOWERED_PARTS, RANK, DTYPE,
     )  # fmt: skip
     kv_head = tl.where(part_index == 2, head - num_heads - num_kv_heads, head - num_heads)
     cache_place = ((slot * num_kv_heads + kv_head) * capacity + position) * SIZE + column
     if part_index == 2:
-        tl.store(values + cache_place, own.to(DTYPE))
+        tl.store(values + cache_place, low.to(DTYPE))
+        tl.store(values + cache_place + SIZE // 2, high.to(DTYPE))
     else:
-        partner_column = (column + SIZE // 2) % SIZE
-        partner = _read_head(
-            parts, lowered, rows_b, token, head * SIZE, part_index, stride, lowered_stride, num_rows, num_ranks,
-            partner_column, SIZE, NUM_PARTS, NUM_LOWERED_PARTS, RANK, DTYPE,
-        )  # fmt: skip
         if HAS_NORM:
-            scale = tl.rsqrt(tl.sum(own * own, 0) / SIZE + eps)
+            scale = tl.rsqrt((tl.sum(low * low, 0) + tl.sum(high * high, 0)) / SIZE + eps)
             weight = query_weight if part_index == 0 else key_weight
-            own_weight = tl.load(weight + column).to(tl.float32)
-            partner_weight = tl.load(weight + partner_column).to(tl.float32)
-            own = (own_weight * (own * scale).to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32)
-            partner = (partner_weight * (partner * scale).to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32)
-        partner = tl.where(column < SIZE // 2, -partner, partner)
-        cosine = tl.load(cosines + position * SIZE + column).to(tl.float32)
-        sine = tl.load(sines + position * SIZE + column).to(tl.float32)
-        kept = (own * cosine).to(DTYPE).to(tl.float32)
-        turned = (partner * sine).to(DTYPE).to(tl.float32)
-        rotated = (kept + turned).to(DTYPE)
+            low_weight = tl.load(weight + column).to(tl.float32)
+            high_weight = tl.load(weight + SIZE // 2 + column).to(tl.float32)
+            low = (low_weight * (low * scale).to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32)
+            high = (high_weight * (high * scale).to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32)
+        angle = position * SIZE + column
+        new_low = _turn(
+            low, -high, tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32), DTYPE
+        )
+        angle += SIZE // 2
+        new_high = _turn(
+            high, low, tl.load(cosines + angle).to(tl.float32), tl.load(sines + angle).to(tl.float32), DTYPE
+        )
         if part_index == 0:
-            tl.store(queries + (token * num_heads + head) * SIZE + column, rotated)
+            place = (token * num_heads + head) * SIZE + column
+            tl.store(queries + place, new_low)
+            tl.store(queries + place + SIZE // 2, new_high)
         else:
-            tl.store(keys + cache_place, rotated)
+            tl.store(keys + cache_place, new_low)
+            tl.store(keys + cache_place + SIZE // 2, new_high)
 
 
 @triton.jit

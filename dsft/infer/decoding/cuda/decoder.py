@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from triton.errors import TritonError
 
-from dsft.infer.decoding.cuda.passes import Cache, Passes, Tokens, make_cache, try_kernels
+from dsft.core.signals import held_signals
+from dsft.infer.decoding.cuda.passes import Cache, Passes, Tokens, make_cache
 from dsft.infer.decoding.cuda.products import MAX_FEW_TOKENS
 from dsft.infer.decoding.cuda.weights import ModelWeights, UnsupportedModelError, take_apart
 
@@ -42,11 +44,6 @@ class CudaDecoder:
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel") -> None:
-        try:
-            try_kernels(model.device)
-        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            first_line = str(error).strip().partition("\n")[0]
-            raise UnsupportedModelError(f"Triton can't build its kernels here ({first_line})") from error
         self._weights: ModelWeights = take_apart(model)
         self._max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
         self._cache: Cache | None = None
@@ -54,6 +51,7 @@ class CudaDecoder:
         self._texts: list[list[int]] = []  # what was read, row by row
         self._slots: list[int] = []  # where each row's keys are
         self._recordings: dict[int, _Recording] = {}
+        _try_passes(self._weights)
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +80,7 @@ class CudaDecoder:
         """Read one more token in each row; see `Decoder`."""
         positions = [len(text) for text in self._texts]
         for text in self._texts:
-            text.append(-1)  # known to the device; only how many there are counts from here on
+            text.append(-1)  # the device alone knows it so far
         recording = self._record(len(self._texts))
         num_rows = len(self._texts)
         recording.tokens.ids[:num_rows] = token_ids
@@ -103,6 +101,11 @@ class CudaDecoder:
         recording.graph.replay()
         return recording.logits[:num_tokens]
 
+    def know(self, token_ids: Sequence[int]) -> None:
+        """Take note of what was read last; see `Decoder`."""
+        for text, token_id in zip(self._texts, token_ids, strict=True):
+            text[-1] = token_id
+
     def rewind(self, num_tokens: int) -> None:
         """Forget the last tokens of the only row; see `Decoder`."""
         if num_tokens:
@@ -114,8 +117,10 @@ class CudaDecoder:
         self._slots = [self._slots[row] for row in rows]
 
     def reset(self) -> None:
-        """Forget everything; see `Decoder`."""
+        """Forget everything, and give its memory back; see `Decoder`."""
         self._texts, self._slots = [], []
+        self._recordings.clear()
+        self._cache = None
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -129,7 +134,6 @@ class CudaDecoder:
     def _change(self, *, is_adapted: bool) -> None:
         self.reset()
         self._is_adapted = is_adapted
-        self._recordings.clear()
 
     def _find_common(self, prompt: Sequence[int]) -> int:
         """Return how many tokens of a prompt the only row begins with and has read as they are."""
@@ -153,8 +157,12 @@ class CudaDecoder:
         if self._max_positions is not None:
             wanted = max(num_tokens, min(wanted, self._max_positions + 1))
         self._cache = cache = None  # its memory is needed for the new one
-        capacity = -(-wanted // _CAPACITY_STEP) * _CAPACITY_STEP
-        self._cache = make_cache(self._weights, num_rows, capacity)
+        try:
+            self._cache = make_cache(self._weights, num_rows, _round_up(wanted))
+        except torch.OutOfMemoryError:
+            if wanted == num_tokens:
+                raise
+            self._cache = make_cache(self._weights, num_rows, _round_up(num_tokens))
         return False
 
     def _held(self) -> Cache:
@@ -216,7 +224,7 @@ class CudaDecoder:
             passes.read(tokens)  # compiles kernels and lets libraries make their workspaces
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with held_signals(), torch.cuda.graph(graph):  # one that is broken off leaves the stream unusable
             logits = passes.read(tokens)
         return _Recording(graph, tokens, logits)
 
@@ -227,6 +235,34 @@ class CudaDecoder:
         both = torch.tensor(places, dtype=torch.int32).pin_memory().to(self.device, non_blocking=True)
         recording.tokens.positions.copy_(both[: len(recording.tokens.ids)])
         recording.tokens.slots.copy_(both[len(recording.tokens.ids) :])
+
+
+def _round_up(num_tokens: int) -> int:
+    return -(-num_tokens // _CAPACITY_STEP) * _CAPACITY_STEP
+
+
+def _try_passes(weights: ModelWeights) -> None:
+    """Run passes of each kind, which compiles their kernels, in a cache of their own.
+
+    Raises:
+        UnsupportedModelError: Triton can't build its kernels here; it needs a C compiler.
+    """
+    device = weights.embedding.device
+    passes = Passes(weights, make_cache(weights, 1, 2 * MAX_FEW_TOKENS), is_adapted=True)
+    try:
+        for num_tokens in (1, 2, MAX_FEW_TOKENS + 1):
+            tokens = Tokens(
+                ids=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+                positions=torch.arange(num_tokens, dtype=torch.int32, device=device),
+                slots=torch.zeros(num_tokens, dtype=torch.int32, device=device),
+                stretches=((0, 0, num_tokens),) if num_tokens > MAX_FEW_TOKENS else (),
+            )
+            passes.read(tokens)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, OSError, subprocess.CalledProcessError, TritonError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise UnsupportedModelError(f"Triton can't build its kernels here ({first_line})") from error
 
 
 def _group_prompts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:

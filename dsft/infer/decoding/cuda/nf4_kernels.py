@@ -5,63 +5,22 @@ of 8 bits for each 64 weights, and for each 256 of those a scale and an offset i
 section 3). Rows of 16-bit weights, LoRA's A, may be appended to the same launch, so that both read the input at once.
 """
 
-import numpy as np
 import triton
 import triton.language as tl
+
+from dsft.infer.decoding.cuda.nf4_look_up import write_inner_product, write_unpacking
 
 BLOCK = tl.constexpr(64)
 HALF = tl.constexpr(32)
 GROUP = tl.constexpr(256)
 
-NF4_CODE = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-"""The sixteen values of NF4 (QLoRA, appendix E)."""
+ROWS_A = 4
+"""Rows of A that a program of `multiply_one` takes."""
 
+_ROWS_A = tl.constexpr(ROWS_A)
 
-def _write_unpacking() -> str:
-    """Return PTX that turns four bytes ($4) into the float16 values of their upper ($0, $1) and lower halves ($2, $3).
-
-    A byte permutation looks up four values at once among eight, so each half of the table has one register of upper and
-    one of lower bytes for each four entries; the top bit of a half byte, spread over a byte by the same instruction,
-    chooses between the two halves. float16 keeps the values within 2^-12, an eighth of what bfloat16 rounds weights by.
-    """
-    halves = np.array(NF4_CODE, dtype=np.float16).view(np.uint16)
-    upper, lower = (
-        [int.from_bytes(part[i : i + 4].tobytes(), "little") for i in range(0, 16, 4)]
-        for part in ((halves >> 8).astype(np.uint8), (halves & 255).astype(np.uint8))
-    )
-    lines = ["{", ".reg .b32 half, shifted, chosen, mask, a, b, upper, lower;", "shl.b32 shifted, $4, 4;"]
-    for source, spread, first, second in (("$4", "0xD9C8", "$0", "$2"), ("half", "0xFBEA", "$1", "$3")):
-        if source == "half":
-            lines.append("shr.u32 half, $4, 16;")
-        lines += [f"and.b32 chosen, {source}, 0x7777;", f"prmt.b32 mask, shifted, $4, {spread};"]
-        for name, table in (("upper", upper), ("lower", lower)):
-            lines += [
-                f"prmt.b32 a, {table[0]:#010x}, {table[1]:#010x}, chosen;",
-                f"prmt.b32 b, {table[2]:#010x}, {table[3]:#010x}, chosen;",
-                f"lop3.b32 {name}, mask, b, a, 0xCA;",
-            ]
-        lines += [f"prmt.b32 {first}, lower, upper, 0x7351;", f"prmt.b32 {second}, lower, upper, 0x6240;"]
-    return "\n".join([*lines, "}"])
-
-
-_UNPACKING = tl.constexpr(_write_unpacking())
+_UNPACKING = tl.constexpr(write_unpacking())
+_INNER_PRODUCT = tl.constexpr(write_inner_product())
 
 
 @triton.jit
@@ -69,6 +28,19 @@ def _unpack(pair):
     """Return the first and the second weights of bytes, float16, without their scale."""
     return tl.inline_asm_elementwise(
         _UNPACKING, "=&r,=&r,=&r,=&r,r", [pair], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
+    )
+
+
+@triton.jit
+def _multiply_words(packed, first, second, third, fourth, t0, t1, t2, t3, t4, t5, t6, t7):
+    """Return the sums of eight weights each, without their scale, times eight numbers; float32."""
+    return tl.inline_asm_elementwise(
+        _INNER_PRODUCT,
+        "=&f,r,r,r,r,r,r,r,r,r,r,r,r,r",
+        [packed, first, second, third, fourth, t0, t1, t2, t3, t4, t5, t6, t7],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
     )
 
 
@@ -93,54 +65,95 @@ def _read_scales(scales, scale_code, group_scales, group_offsets, index, mask):
 
 
 @triton.jit
+def _read_halves(states, places, mask, DTYPE: tl.constexpr):
+    """Return pairs of numbers as float32."""
+    return _split(tl.load(states + places, mask=mask, other=0), DTYPE)
+
+
+@triton.jit
+def _scale_pairs(first, second, factor):
+    """Return pairs of numbers times a factor as two float16 in a word."""
+    low = (first * factor).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    high = (second * factor).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) << 16
+    return low | high
+
+
+@triton.jit
 def _multiply_nf4_one(
-    states, packed, scales, scale_code, group_scales, group_offsets, rows, in_rows, first_block, last_block,
-    K: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, STAGES: tl.constexpr,
+    states, packed, scales, scale_code, group_scales, group_offsets, out, t0, t1, t2, t3, t4, t5, t6, t7, first_row,
+    num_rows, first_vector, K: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    VECTORS: tl.constexpr,
 ):  # fmt: skip
-    total = tl.zeros([BLOCK_N], tl.float32)
-    column = tl.arange(0, HALF)
-    for first in tl.range(first_block, last_block, BLOCK_B, num_stages=STAGES):
-        blocks = first + tl.arange(0, BLOCK_B)
-        in_blocks = blocks < last_block
-        where = in_rows[:, None] & in_blocks[None, :]
-        index = rows[:, None] * (K // BLOCK) + blocks[None, :]
-        pair = tl.load(
-            packed + index[:, :, None] * HALF + column[None, None, :],
-            mask=where[:, :, None],
+    """Write the sums of a stretch of K for some rows; each lane keeps its numbers of the token for all of them.
+
+    The numbers are float16, scaled by a power of two so that the largest is near 4096: what is below 2^-36 of it is
+    lost, and a sum of four products, made in float16, is as exact as one of bfloat16 weights.
+    """
+    # Dimensions are lane, row, vector, word: in this order the compiler gives lanes neighbouring memory.
+    lane = first_vector + tl.arange(0, VECTORS)[None, None, :, None] * 32 + tl.arange(0, 32)[:, None, None, None]
+    word = tl.arange(0, 4)[None, None, None, :]
+    in_lane = lane < K // HALF
+    sixteen = tl.arange(0, 16)[None, None, None, :]
+    all_words = tl.load(states + lane * 16 + sixteen, mask=in_lane & (sixteen < 16), other=0)
+    # Of the sixteen words of a vector each four belong to one of packed weights: 4 j + 2 i + h.
+    even, odd = tl.split(tl.reshape(all_words, [32, 1, VECTORS, 4, 2, 2]))
+    words0, words2 = tl.split(even)
+    words1, words3 = tl.split(odd)
+    a0, b0 = _split(words0, DTYPE)
+    a1, b1 = _split(words1, DTYPE)
+    a2, b2 = _split(words2, DTYPE)
+    a3, b3 = _split(words3, DTYPE)
+    largest = tl.maximum(tl.maximum(tl.abs(a0), tl.abs(b0)), tl.maximum(tl.abs(a1), tl.abs(b1)))
+    largest = tl.maximum(largest, tl.maximum(tl.maximum(tl.abs(a2), tl.abs(b2)), tl.maximum(tl.abs(a3), tl.abs(b3))))
+    top = tl.max(tl.max(tl.max(tl.max(largest, 3), 2), 1), 0)
+    exponent = tl.floor(tl.log2(tl.maximum(top, 1e-30)))
+    factor = tl.exp2(11.0 - exponent)
+    inverse = tl.exp2(exponent - 11.0)
+    x0 = _scale_pairs(a0, b0, factor)
+    x1 = _scale_pairs(a1, b1, factor)
+    x2 = _scale_pairs(a2, b2, factor)
+    x3 = _scale_pairs(a3, b3, factor)
+    vector = first_vector + tl.arange(0, VECTORS)[None, None, :] * 32 + tl.arange(0, 32)[:, None, None]
+    for offset in range(0, ROWS, BLOCK_N):
+        rows = first_row + offset + tl.arange(0, BLOCK_N)
+        in_rows = rows < num_rows
+        words = tl.load(
+            packed + rows[None, :, None, None] * (K // 8) + lane * 4 + word,
+            mask=in_rows[None, :, None, None] & in_lane,
             other=0,
             eviction_policy="evict_first",
         )
-        words = tl.load(states + blocks[:, None] * HALF + column[None, :], mask=in_blocks[:, None], other=0)
-        first_states, second_states = _split(words, DTYPE)
-        first_weights, second_weights = _unpack(pair)
-        product = first_weights.to(tl.float32) * first_states[None, :, :]
-        product += second_weights.to(tl.float32) * second_states[None, :, :]
+        sums = tl.sum(_multiply_words(words, x0, x1, x2, x3, t0, t1, t2, t3, t4, t5, t6, t7), 3)
+        where = in_rows[None, :, None] & (vector < K // HALF)
+        index = rows[None, :, None] * (K // BLOCK) + vector // 2
         scale = _read_scales(scales, scale_code, group_scales, group_offsets, index, where)
-        total += tl.sum(tl.sum(product, 2) * scale, 1)
-    return total
+        total = tl.sum(tl.sum(sums * scale, 2), 0)
+        tl.store(out + rows, total * inverse, mask=in_rows)
 
 
 @triton.jit
 def _multiply_plain_one(
-    states, weights, rows, in_rows, first_word, last_word,
-    K: tl.constexpr, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, STAGES: tl.constexpr,
+    states, weights, out, first_row, num_rows, first_word, last_word,
+    K: tl.constexpr, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    total = tl.zeros([BLOCK_R], tl.float32)
-    for first in tl.range(first_word, last_word, BLOCK_W, num_stages=STAGES):
+    rows = first_row + tl.arange(0, BLOCK_R)
+    in_rows = rows < num_rows
+    total = tl.zeros([BLOCK_R, BLOCK_W], tl.float32)
+    for first in tl.range(first_word, last_word, BLOCK_W):
         places = first + tl.arange(0, BLOCK_W)
-        in_places = places < last_word
+        in_places = (places < last_word) & (places < K // 2)
         where = in_rows[:, None] & in_places[None, :]
         words = tl.load(weights + rows[:, None] * (K // 2) + places[None, :], mask=where, other=0)
         first_weights, second_weights = _split(words, DTYPE)
-        first_states, second_states = _split(tl.load(states + places, mask=in_places, other=0), DTYPE)
-        total += tl.sum(first_weights * first_states[None, :] + second_weights * second_states[None, :], 1)
-    return total
+        first_states, second_states = _read_halves(states, places, in_places, DTYPE)
+        total += first_weights * first_states[None, :] + second_weights * second_states[None, :]
+    tl.store(out + rows, tl.sum(total, 1), mask=in_rows)
 
 
 @triton.jit
 def multiply_one(
     states,  # int32 [K / 2]: pairs of 16-bit numbers
-    packed,  # uint8 [N, K / 2]
+    packed,  # int32 [N, K / 8]
     scales,  # uint8 [N * K / 64]
     scale_code,  # float32 [256]
     group_scales,  # float32 [N * K / 64 / 256]
@@ -148,37 +161,40 @@ def multiply_one(
     out,  # float32 [NUM_SPLITS, out_width], N of them written
     rows_a,  # int32 [R, K / 2]
     out_a,  # float32 [NUM_SPLITS, R]
+    t0,  # TABLES
+    t1,
+    t2,
+    t3,
+    t4,
+    t5,
+    t6,
+    t7,
     num_rows,
     num_rows_a,
     out_width,
     K: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
     DTYPE: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    STAGES: tl.constexpr,
+    VECTORS: tl.constexpr,
 ):
-    """Compute W x and A x of one token, in parts of K: BLOCK_N rows a program, BLOCK_B blocks of 64 weights a turn."""
+    """Compute W x and A x of one token, in stretches of VECTORS * 1024 of K: ROWS rows a program, BLOCK_N at a time."""
     program = tl.program_id(0)
     split = tl.program_id(1)
-    num_blocks: tl.constexpr = (K // BLOCK + NUM_SPLITS - 1) // NUM_SPLITS
-    first_block = split * num_blocks
-    last_block = tl.minimum(first_block + num_blocks, K // BLOCK)
-    num_programs = tl.cdiv(num_rows, BLOCK_N)
-    if program < num_programs:
-        rows = program * BLOCK_N + tl.arange(0, BLOCK_N)
-        total = _multiply_nf4_one(
-            states, packed, scales, scale_code, group_scales, group_offsets, rows, rows < num_rows, first_block,
-            last_block, K, DTYPE, BLOCK_N, BLOCK_B, STAGES,
+    # A first: it takes longest for its bytes, and the rows of W fill up what it leaves idle.
+    num_programs_a = tl.cdiv(num_rows_a, _ROWS_A)
+    if program < num_programs_a:
+        first_word = split * VECTORS * 512
+        _multiply_plain_one(
+            states, rows_a, out_a + split * num_rows_a, program * _ROWS_A, num_rows_a, first_word,
+            first_word + VECTORS * 512, K, DTYPE, _ROWS_A, 256,
         )  # fmt: skip
-        tl.store(out + split * out_width + rows, total, mask=rows < num_rows)
     else:
-        rows = (program - num_programs) * BLOCK_N + tl.arange(0, BLOCK_N)
-        total = _multiply_plain_one(
-            states, rows_a, rows, rows < num_rows_a, first_block * HALF, last_block * HALF, K, DTYPE, BLOCK_N,
-            BLOCK_B * HALF, STAGES,
+        _multiply_nf4_one(
+            states, packed, scales, scale_code, group_scales, group_offsets, out + split * out_width, t0, t1, t2, t3,
+            t4, t5, t6, t7, (program - num_programs_a) * ROWS, num_rows, split * VECTORS * 32, K, DTYPE, ROWS, BLOCK_N,
+            VECTORS,
         )  # fmt: skip
-        tl.store(out_a + split * num_rows_a + rows, total, mask=rows < num_rows_a)
 
 
 @triton.jit

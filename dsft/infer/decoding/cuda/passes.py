@@ -12,8 +12,12 @@ from dsft.infer.decoding.cuda.products import MAX_FEW_TOKENS, FusedLinear, Produ
 from dsft.infer.decoding.cuda.weights import BlockWeights, ModelWeights
 
 _KEY_BLOCK = 64
-_GATE_BLOCK = 64
-_UPDATE_BLOCK = 64
+# Numbers that a program takes; with an adapter each is a short sum over ranks, so many small programs are fastest.
+_GATE_BLOCK = 8
+_PLAIN_GATE_BLOCK = 64
+_UPDATE_BLOCK = 8
+_ROTATION_BLOCK = 16
+_NUM_WARPS = 2
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Passes:
         parts = residual[None] if delta is None else delta.parts
         block_kernels.add_and_normalize[(num_tokens,)](
             residual, parts, weight, out, parts.stride(0), self._weights.eps, hidden_size,
-            HAS_DELTA=delta is not None, NUM_PARTS=len(parts), BLOCK=triton.next_power_of_2(hidden_size), num_warps=8,
+            HAS_DELTA=delta is not None, NUM_PARTS=len(parts), BLOCK=triton.next_power_of_2(hidden_size), num_warps=16,
         )  # fmt: skip
         return out
 
@@ -137,6 +141,7 @@ class Passes:
         block_kernels.add_updated[(triton.cdiv(hidden_size, _UPDATE_BLOCK), num_tokens)](
             residual, product.parts, lowered, rows_b, product.parts.stride(0), lowered.stride(0), hidden_size, rank,
             NUM_PARTS=len(product.parts), NUM_LOWERED_PARTS=len(lowered), RANK=rank, BLOCK=_UPDATE_BLOCK,
+            num_warps=_NUM_WARPS,
         )  # fmt: skip
         return None
 
@@ -145,9 +150,11 @@ class Passes:
         num_tokens, width = len(states), linear.width // 2
         out = torch.empty(num_tokens, width, dtype=states.dtype, device=states.device)
         lowered, rows_b, rank = self._left_over(linear, product)
-        block_kernels.gate[(triton.cdiv(width, _GATE_BLOCK), num_tokens)](
+        block_size = _GATE_BLOCK if rank else _PLAIN_GATE_BLOCK
+        block_kernels.gate[(triton.cdiv(width, block_size), num_tokens)](
             product.parts, lowered, rows_b, out, product.parts.stride(0), lowered.stride(0), width, 2 * rank,
-            NUM_PARTS=len(product.parts), NUM_LOWERED_PARTS=len(lowered), RANK=rank, BLOCK=_GATE_BLOCK,
+            NUM_PARTS=len(product.parts), NUM_LOWERED_PARTS=len(lowered), RANK=rank,
+            BLOCK=block_size, num_warps=_NUM_WARPS,
         )  # fmt: skip
         return out
 
@@ -162,11 +169,12 @@ class Passes:
         has_norm = block.query_norm is not None
         query_norm = states if block.query_norm is None else block.query_norm
         key_norm = states if block.key_norm is None else block.key_norm
-        block_kernels.rotate_and_store[(num_heads + 2 * num_kv_heads, len(states))](
+        chunk = size // 2 if has_norm else min(_ROTATION_BLOCK, size // 2)
+        block_kernels.rotate_and_store[(num_heads + 2 * num_kv_heads, len(states), size // 2 // chunk)](
             product.parts, lowered, rows_b, cache.cosines, cache.sines, tokens.positions, tokens.slots, query_norm,
             key_norm, queries, keys, values, product.parts.stride(0), lowered.stride(0), weights.eps, num_heads,
-            num_kv_heads, cache.capacity, 3 * rank, HAS_NORM=has_norm, SIZE=size, NUM_PARTS=len(product.parts),
-            NUM_LOWERED_PARTS=len(lowered), RANK=rank, num_warps=2,
+            num_kv_heads, cache.capacity, 3 * rank, HAS_NORM=has_norm, SIZE=size, CHUNK=chunk,
+            NUM_PARTS=len(product.parts), NUM_LOWERED_PARTS=len(lowered), RANK=rank, num_warps=_NUM_WARPS,
         )  # fmt: skip
         if tokens.stretches:
             return self._attend_in_stretches(queries, keys, values, tokens.stretches)
@@ -230,17 +238,3 @@ class Passes:
 def _choose_parts(num_programs: int) -> int:
     """Return into how many parts the keys are cut, so that a card with some hundred programs at once is busy."""
     return int(min(32, max(2, triton.next_power_of_2(triton.cdiv(512, num_programs)))))
-
-
-def try_kernels(device: torch.device) -> None:
-    """Compile and run one kernel.
-
-    Raises:
-        RuntimeError: Triton can't build kernels here; it needs a C compiler.
-        OSError: The same.
-        subprocess.CalledProcessError: The same.
-    """
-    states = torch.ones(1, 64, dtype=torch.float16, device=device)
-    block_kernels.add_and_normalize[(1,)](
-        states, states[None], states[0], torch.empty_like(states), 64, 1e-6, 64, HAS_DELTA=False, NUM_PARTS=1, BLOCK=64
-    )

@@ -8,12 +8,19 @@ import triton
 from torch.nn import functional
 
 from dsft.infer.decoding.cuda import nf4_kernels
+from dsft.infer.decoding.cuda.nf4_look_up import TABLES
 
 MAX_FEW_TOKENS = 64
 """Up to here NF4 weights are unpacked on the way into the sum; above, written out once and multiplied by cuBLAS."""
 
 _RANK_MULTIPLE = 16
-_SMALL_ROWS = 8192
+
+# Found on an H200 for the layers of the 6.7B model.
+_LANE_STRETCH = 1024  # of K, that the 32 lanes of a warp read in one load each
+_NUM_VECTORS = 1
+_ROWS_ONE = 32
+_FEW_ROWS = 8192
+_FEW_INPUTS = 8192
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,8 @@ class Nf4Rows:
 
     @property
     def scale_tensors(self) -> tuple[torch.Tensor, ...]:
-        """The tensors that the kernels take, in their order."""
-        return (self.packed, self.scales, self.scale_code, self.group_scales, self.group_offsets)
+        """What the kernels take beside the weights, in their order."""
+        return (self.scales, self.scale_code, self.group_scales, self.group_offsets)
 
 
 class FusedLinear:
@@ -145,17 +152,17 @@ class FusedLinear:
             num_bytes = rows.packed.numel()
             out = weights[first : first + rows.num_rows]
             nf4_kernels.unpack_weights[(triton.cdiv(num_bytes, block_bytes),)](
-                *rows.scale_tensors, rows.code, out, num_bytes, BLOCK_BYTES=block_bytes
+                rows.packed, *rows.scale_tensors, rows.code, out, num_bytes, BLOCK_BYTES=block_bytes
             )
             first += rows.num_rows
         return weights
 
 
 def _choose_splits(num_rows: int, num_tokens: int, num_inputs: int) -> int:
-    """Return into how many parts of K a product is cut, so that a card with some hundred programs at once is busy."""
+    """Return into how many stretches of K a product is cut, so that the programs of a launch keep a card busy."""
     if num_tokens == 1:
-        return 1
-    return (4 if num_inputs <= _SMALL_ROWS else 2) if num_rows <= _SMALL_ROWS else 2
+        return -(-num_inputs // (_LANE_STRETCH * _NUM_VECTORS))
+    return (4 if num_inputs <= _FEW_INPUTS else 2) if num_rows <= _FEW_ROWS else 2
 
 
 def _launch(
@@ -170,20 +177,21 @@ def _launch(
     num_tokens, num_inputs = states.shape
     rows_a, out_a = appended if appended is not None else (states, out)
     num_rows_a = len(rows_a) if appended is not None else 0
-    shape = {"K": num_inputs, "NUM_SPLITS": num_splits, "DTYPE": _triton_type(states.dtype)}
+    dtype = _triton_type(states.dtype)
     if num_tokens == 1:
-        block = 8
-        grid = (triton.cdiv(rows.num_rows, block) + triton.cdiv(num_rows_a, block), num_splits)
-        nf4_kernels.multiply_one[grid](
-            words, *rows.scale_tensors, out, rows_a.view(torch.int32), out_a, rows.num_rows, num_rows_a, out_width,
-            **shape, BLOCK_N=block, BLOCK_B=16, STAGES=1, num_warps=4,
+        programs = triton.cdiv(rows.num_rows, _ROWS_ONE) + triton.cdiv(num_rows_a, nf4_kernels.ROWS_A)
+        nf4_kernels.multiply_one[(programs, num_splits)](
+            words, rows.packed.view(torch.int32), *rows.scale_tensors, out, rows_a.view(torch.int32), out_a,
+            *TABLES, rows.num_rows, num_rows_a, out_width, K=num_inputs, DTYPE=dtype, ROWS=_ROWS_ONE,
+            BLOCK_N=_ROWS_ONE, VECTORS=_NUM_VECTORS, num_warps=4,
         )  # fmt: skip
         return
     block, tile = 32, 16 if num_tokens <= 16 else 32
     programs = triton.cdiv(rows.num_rows, block) + triton.cdiv(num_rows_a, block)
     nf4_kernels.multiply_few[(programs, num_splits, triton.cdiv(num_tokens, tile))](
-        words, *rows.scale_tensors, out, rows_a.view(torch.int32), out_a, num_tokens, rows.num_rows, num_rows_a,
-        out_width, **shape, BLOCK_T=tile, BLOCK_N=block, BLOCK_B=4, STAGES=3, num_warps=2,
+        words, rows.packed, *rows.scale_tensors, out, rows_a.view(torch.int32), out_a, num_tokens, rows.num_rows,
+        num_rows_a, out_width, K=num_inputs, NUM_SPLITS=num_splits, DTYPE=dtype, BLOCK_T=tile, BLOCK_N=block,
+        BLOCK_B=4, STAGES=3, num_warps=2,
     )  # fmt: skip
 
 
