@@ -235,8 +235,7 @@ class Chat:
             what = "oldest question and its answer" if num_new == 1 else f"{num_new} oldest questions and their answers"
             self._on_notice(f"The {what} no longer fit into the model's context: the model does not see them any more.")
         if not self._has_room(prompt):
-            limit = self._session.limit_for(prompt)
-            self._on_notice(f"At most {limit} new tokens: no more fit into the model's context beside the question.")
+            self._session.tell_limit(prompt)
         self._num_left_out = num_left_out
         return prompt
 

@@ -55,9 +55,7 @@ def run_compare(
             "Name an adapter's folder with --model, or leave --compare out.",
         )
     encoded = session.encode(prompt)
-    limit = session.limit_for(encoded)
-    if limit < config.max_new_tokens:
-        on_notice(f"At most {limit} new tokens: no more fit into the model's context beside the prompt.")
+    session.tell_limit(encoded)
     base = session.answer(encoded, lambda text: on_text("base", text), use_adapter=False)
     adapter = session.answer(encoded, lambda text: on_text("adapter", text))
     return Comparison(base, adapter)

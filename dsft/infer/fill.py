@@ -91,6 +91,7 @@ def run_fill(
             f"The text is too long for the model's context: it does not see the {num_cut} tokens farthest from the gap."
         )
     fit: Callable[[str], str] = (lambda text: text) if marked is None else marked.fit
+    session.tell_limit(encoded)
     answer = session.answer(encoded, lambda text: on_text(fit(text)))
     answer = replace(answer, text=fit(answer.text))
     problem = None

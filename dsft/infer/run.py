@@ -29,7 +29,5 @@ def run_infer(config: InferConfig, prompt: Prompt, on_text: Callable[[str], None
     check_prompt(prompt)  # before a search for the model
     session = Session(config, on_notice)
     encoded = session.encode(prompt)
-    limit = session.limit_for(encoded)
-    if limit < config.max_new_tokens:
-        on_notice(f"At most {limit} new tokens: no more fit into the model's context beside the prompt.")
+    session.tell_limit(encoded)
     return session.answer(encoded, on_text)

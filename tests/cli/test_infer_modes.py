@@ -166,6 +166,11 @@ def test_both_sides_of_a_comparison_draw_with_the_same_seed(models: Path, capsys
     assert told["base"]["seed"] == told["adapter"]["seed"] is not None
 
 
+def test_a_comparison_tells_of_a_limit_once(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["infer", "x", "--model", str(models / "adapter"), *CPU, "--max-new-tokens", "9999", "--compare"]) == 0
+    assert capsys.readouterr().err.count(" new tokens: no more fit into the model's context beside the prompt.") == 1
+
+
 def test_a_whole_model_has_nothing_to_be_compared_with(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["infer", "x", "--compare", "--model", str(models / "greeting"), *CPU]) == 2
     captured = capsys.readouterr()

@@ -307,7 +307,9 @@ def test_only_the_model_s_view_of_a_long_file_is_cut(models: Path, tmp_path: Pat
 def test_a_cut_answer_is_not_written_back(tmp_path: Path, num_positions: int, limit: int, reason: str) -> None:
     model = write_fim_model(tmp_path / "model", "xyz", is_endless=True, max_position_embeddings=num_positions)
     (tmp_path / "x").write_text("a<FILL>b")
-    result = run(model, FillRequest(file=tmp_path / "x", in_place=True), max_new_tokens=limit)
+    notices: list[str] = []
+    result = run(model, FillRequest(file=tmp_path / "x", in_place=True), notices, max_new_tokens=limit)
+    assert any(notice.startswith("At most 27 new tokens") for notice in notices) == (num_positions == 32)
     assert not result.is_written
     assert isinstance(result.problem, WriteError)
     assert reason in result.problem.found
