@@ -95,13 +95,13 @@ class Session:
         limit = self.config.max_new_tokens
         return limit if prompt.num_room is None else min(limit, prompt.num_room)
 
-    def load(self) -> "Decoder":
     def tell_limit(self, prompt: EncodedPrompt) -> None:
         """Tell how many tokens an answer to a prompt can have, where that is fewer than were asked for."""
         limit = self.limit_for(prompt)
         if limit < self.config.max_new_tokens:
             self._on_notice(f"At most {limit} new tokens: no more fit into the model's context beside the prompt.")
 
+    def load(self) -> "Decoder":
         """Load the weights, if that was not done before; return what decodes with them.
 
         Raises:
