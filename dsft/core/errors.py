@@ -135,6 +135,16 @@ def is_gpu_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_WORDS)
 
 
+def take_first_line(error: BaseException) -> str:
+    """Return what an error of a library says, without the pages that may follow."""
+    return str(error).strip().partition("\n")[0]
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what the system says of a failure, without the path that a sentence around it names anyway."""
+    return error.strerror or str(error)
+
+
 class RunInterrupted(Exception):
     """A signal ended the run after a resumable checkpoint was saved.
 

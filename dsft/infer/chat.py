@@ -7,9 +7,10 @@ from pathlib import Path
 from dsft.core.data.examples import Turn
 from dsft.core.data.prompts import DeepSeekTemplate, InstructionTemplate
 from dsft.core.errors import ConfigError, DataError, InputError
+from dsft.core.notices import Notify
 from dsft.infer.chat_file import put_row
 from dsft.infer.config import InferConfig
-from dsft.infer.prompts import EncodedPrompt, Notify, PromptTooLongError
+from dsft.infer.prompts import EncodedPrompt, PromptTooLongError
 from dsft.infer.result import InferResult
 from dsft.infer.session import Session
 

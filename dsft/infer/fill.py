@@ -6,10 +6,11 @@ from pathlib import Path
 
 from dsft.core.data.prompts import FimPrompt
 from dsft.core.errors import DsftError, WriteError
+from dsft.core.notices import Notify
 from dsft.core.signals import held_signals
 from dsft.infer.config import InferConfig
 from dsft.infer.marked_file import MarkedFile, read_marked_file
-from dsft.infer.prompts import Notify, check_prompt
+from dsft.infer.prompts import check_prompt
 from dsft.infer.result import InferResult
 from dsft.infer.session import Session
 

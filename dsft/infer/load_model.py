@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsft.core.errors import ConfigError, ModelError, is_out_of_memory
-from dsft.core.models.device import Device
-from dsft.core.models.nf4_cache import Notify
+from dsft.core.errors import ConfigError, ModelError, is_out_of_memory, take_first_line
+from dsft.core.models.device import Device, torch_device
 from dsft.core.models.nf4_model import check_complete, load_nf4_model
 from dsft.core.models.source import ModelSource
+from dsft.core.notices import Notify
 from dsft.infer.dtype import DtypeName
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _load_base(source: ModelSource, placement: Placement, on_notice: Notify) -> 
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"The weights of {source.name} can't be loaded: {_first_line(error)}",
+            f"The weights of {source.name} can't be loaded: {take_first_line(error)}",
             "The folder needs complete weights beside config.json; copy or download the model again.",
         ) from error
 
@@ -83,7 +83,7 @@ def _load_whole(source: ModelSource, device: Device, dtype: "torch.dtype") -> "P
     model, report = AutoModelForCausalLM.from_pretrained(
         source.location,
         dtype=dtype,
-        device_map={"": _torch_device(device)},
+        device_map={"": torch_device(device)},
         output_loading_info=True,
         **source.load_arguments,
     )
@@ -101,11 +101,12 @@ def _attach_adapter(model: "PreTrainedModel", adapter_dir: Path, base_name: str,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT only warns of missing tensors; they are an error below
             adapted = PeftModel.from_pretrained(
-                model, str(adapter_dir), torch_device=_torch_device(device).type, local_files_only=True
+                model, str(adapter_dir), torch_device=torch_device(device).type, local_files_only=True
             )
     except (SafetensorError, OSError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
         raise ModelError(
-            f"The adapter {adapter_dir} can't be loaded: {_first_line(error)}", "Copy it again from where it was saved."
+            f"The adapter {adapter_dir} can't be loaded: {take_first_line(error)}",
+            "Copy it again from where it was saved.",
         ) from error
     except RuntimeError as error:  # torch's, for tensors of another shape
         if "size mismatch" not in str(error):
@@ -146,16 +147,6 @@ def _read_adapter_keys(adapter_dir: Path) -> set[str]:
     raise FileNotFoundError(f"it has no {_SAFE_WEIGHTS}.")
 
 
-def _torch_device(device: Device) -> "torch.device":
-    import torch
-
-    return torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
-
-
 def _name_some(names: Any) -> str:
     ordered = sorted(names)
     return ordered[0] if len(ordered) == 1 else f"{ordered[0]} and {len(ordered) - 1} more tensors"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

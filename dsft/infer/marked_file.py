@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsft.core.data.prompts import FimPrompt
-from dsft.core.errors import InputError, WriteError
+from dsft.core.errors import InputError, WriteError, describe_os_error
 from dsft.core.signals import held_signals
 from dsft.core.staging import flush_folder
 
@@ -81,7 +81,7 @@ class MarkedFile:
             self._write_beside(b"").unlink()
         except OSError as error:
             raise InputError(
-                f"{self.name} can't be replaced as it is: {_describe(error)}.",
+                f"{self.name} can't be replaced as it is: {describe_os_error(error)}.",
                 "It needs a folder you can write into, and an owner and group you may give; or leave --in-place out.",
             ) from error
 
@@ -105,7 +105,8 @@ class MarkedFile:
             flush_folder(self.path.parent)
         except OSError as error:
             raise WriteError(
-                f"{self.name} can't be written: {_describe(error)}.", "Put the answer in by hand, or run it again."
+                f"{self.name} can't be written: {describe_os_error(error)}.",
+                "Put the answer in by hand, or run it again.",
             ) from error
         finally:
             if partial is not None:
@@ -141,7 +142,9 @@ def read_marked_file(path: Path) -> MarkedFile:
             data = file.read(MAX_BYTES + 1)
         real_path = path.resolve(strict=True)
     except OSError as error:
-        raise InputError(f"{path} can't be read: {_describe(error)}.", "Check the file and its rights.") from error
+        raise InputError(
+            f"{path} can't be read: {describe_os_error(error)}.", "Check the file and its rights."
+        ) from error
     if len(data) > MAX_BYTES:
         raise InputError(
             f"{path} is larger than {MAX_BYTES // 1024**2} MiB.", "Give a file with the part around the gap alone."
@@ -186,7 +189,3 @@ def _copy_attributes(path: Path, descriptor: int) -> None:
         for name in os.listxattr(path):
             with suppress(OSError):
                 os.setxattr(descriptor, name, os.getxattr(path, name))
-
-
-def _describe(error: OSError) -> str:
-    return error.strerror or str(error)

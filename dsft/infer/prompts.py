@@ -1,6 +1,5 @@
 """From what is asked to the token ids that the model reads, and how it will know that an answer is over."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,11 @@ from dsft.core.data.prompts import FimPrompt, Prompt, PromptTemplate, TemplateNa
 from dsft.core.errors import InputError, ModelError
 from dsft.core.models.find_run import ModelChoice
 from dsft.core.models.source import ModelSource
+from dsft.core.notices import Notify
 from dsft.infer.config import InferConfig, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)

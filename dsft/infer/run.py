@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from dsft.core.data.prompts import Prompt
+from dsft.core.notices import Notify
 from dsft.infer.config import InferConfig
-from dsft.infer.prompts import Notify, check_prompt
+from dsft.infer.prompts import check_prompt
 from dsft.infer.result import InferResult
 from dsft.infer.session import Session
 

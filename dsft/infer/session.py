@@ -14,12 +14,13 @@ from dsft.core.models.device import resolve_device
 from dsft.core.models.find_run import choose_model, find_base, find_tokenizer
 from dsft.core.models.source import fingerprint_weights
 from dsft.core.models.tokenizer import load_tokenizer
+from dsft.core.notices import Notify
 from dsft.core.signals import held_signals
 from dsft.infer.answer import Answer, StopReason
 from dsft.infer.config import InferConfig
 from dsft.infer.dtype import resolve_dtype
 from dsft.infer.load_model import Placement, load_model
-from dsft.infer.prompts import EncodedPrompt, Notify, PromptEncoder
+from dsft.infer.prompts import EncodedPrompt, PromptEncoder
 from dsft.infer.result import InferResult
 from dsft.infer.sampling import Sampling, choose_sampling
 

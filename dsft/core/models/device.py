@@ -154,6 +154,13 @@ def resolve_precision(choice: PrecisionChoice, device: Device) -> Precision:
     return choice
 
 
+def torch_device(device: Device) -> "torch.device":
+    """Return what torch calls a device."""
+    import torch
+
+    return torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
+
+
 def torch_dtype(precision: Precision) -> "torch.dtype":
     """Return the torch dtype of a compute type."""
     import torch

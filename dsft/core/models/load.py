@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dsft.core.errors import ModelError, is_out_of_memory
+from dsft.core.errors import ModelError, is_out_of_memory, take_first_line
 from dsft.core.models.attention import AttentionKernel, register_attention
 from dsft.core.models.device import Device, Precision, torch_dtype
-from dsft.core.models.nf4_cache import Notify
 from dsft.core.models.nf4_model import load_nf4_model
 from dsft.core.models.source import ModelSource
+from dsft.core.notices import Notify
 
 if TYPE_CHECKING:
     import torch
@@ -129,9 +129,8 @@ def load_quantized(
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        first_line = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"The weights of {source.name} can't be loaded: {first_line}",
+            f"The weights of {source.name} can't be loaded: {take_first_line(error)}",
             "The folder needs complete safetensors files; copy or download the model again.",
         ) from error
     model.requires_grad_(False)

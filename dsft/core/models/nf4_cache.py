@@ -4,21 +4,21 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsft.core.errors import describe_os_error
 from dsft.core.models.nf4_file import CopyFile, DamagedCopyError, count_copy_bytes, write_copy
 from dsft.core.models.nf4_key import CopyKey
+from dsft.core.notices import Notify
 from dsft.core.paths import nf4_cache_dir
 from dsft.core.staging import nearest_folder
 from dsft.core.units import format_gib
 
 if TYPE_CHECKING:
     import torch
-
-Notify = Callable[[str], None]
 
 LEAST_COPY_BYTES = 64 * 2**20
 """A smaller model is quantized in no time."""
@@ -47,7 +47,7 @@ def opened_copy(key: CopyKey, on_notice: Notify) -> Iterator[CopyFile | None]:
         yield None
         return
     except OSError as error:
-        on_notice(f"The quantized copy {path} can't be read: {_reason(error)}.")
+        on_notice(f"The quantized copy {path} can't be read: {describe_os_error(error)}.")
         yield None
         return
     try:
@@ -94,7 +94,7 @@ def keep_copy(key: CopyKey, tensors: "Mapping[str, torch.Tensor]", notes: Mappin
             (folder / f".{key.file_name}{_PARTIAL}").rename(folder / key.file_name)
         _remove_earlier(folder, key)
     except OSError as error:
-        on_notice(f"No quantized copy was kept in {folder}: {_reason(error)}.")
+        on_notice(f"No quantized copy was kept in {folder}: {describe_os_error(error)}.")
         return
     on_notice(f"Kept a quantized copy ({format_gib(num_bytes)}) in {folder}; it is safe to delete.")
 
@@ -154,7 +154,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -30,7 +30,7 @@ _PIECE_BYTES = 8 * 2**20
 _MOST_THREADS = 8
 _ALIGNMENT = 64
 _NO_CHECKSUM = "00000000"
-_LONGEST_HEADER_BYTES = 100 * 10**6
+LONGEST_HEADER_BYTES = 100 * 10**6
 """What the safetensors library reads, too."""
 
 
@@ -63,7 +63,7 @@ class CopyFile:
         self._descriptor = descriptor
         try:
             header_bytes = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-            if header_bytes > _LONGEST_HEADER_BYTES:
+            if header_bytes > LONGEST_HEADER_BYTES:
                 raise DamagedCopyError("its header has no end")
             header = json.loads(os.pread(descriptor, header_bytes, 8))
             checksum = header["__metadata__"]["header"]

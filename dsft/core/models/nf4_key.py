@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsft.core.models.device import Device
+from dsft.core.models.nf4_file import LONGEST_HEADER_BYTES
 from dsft.core.models.source import ModelSource, fingerprint_weights
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ FORMAT_VERSION = 1
 """Raised whenever the file or what is in it changes, so that older copies are not read."""
 
 _PACKAGES = ("bitsandbytes", "torch", "transformers")
-_LONGEST_HEADER_BYTES = 100 * 10**6
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _describe_files(folder: Path) -> list[list[Any]] | None:
 def _hash_header(path: Path) -> str:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > _LONGEST_HEADER_BYTES:
+        if length > LONGEST_HEADER_BYTES:
             raise ValueError(f"{path} has no header")
         return hashlib.sha256(file.read(length)).hexdigest()
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dsft.core.errors import ModelError
-from dsft.core.models.device import Device
-from dsft.core.models.nf4_cache import Notify, keep_copy, opened_copy
+from dsft.core.models.device import Device, torch_device
+from dsft.core.models.nf4_cache import keep_copy, opened_copy
 from dsft.core.models.nf4_file import CopyFile, DamagedCopyError, is_storable
 from dsft.core.models.nf4_key import make_copy_key
 from dsft.core.models.source import ModelSource
+from dsft.core.notices import Notify
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +46,7 @@ def load_nf4_model(
         ModelError: Weights are missing, or of another shape than config.json says.
         Exception: Whatever `from_pretrained` raises.
     """
-    import torch
-
-    place = torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
+    place = torch_device(device)
 
     def load(copy: CopyFile | None = None) -> "PreTrainedModel":
         return _load(source, place, dtype, options, copy)
