@@ -14,6 +14,11 @@ def nf4_cache_dir() -> Path:
     return cache_dir() / "nf4"
 
 
+def triton_cache_dir() -> Path:
+    """Return the folder of what Triton compiles."""
+    return cache_dir() / "triton"
+
+
 def presets_dir() -> Path:
     """Return the folder of presets: inside the installed package, else beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent

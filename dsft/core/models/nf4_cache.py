@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from dsft.core.models.nf4_file import CopyFile, DamagedCopyError, count_copy_byt
 from dsft.core.models.nf4_key import CopyKey
 from dsft.core.notices import Notify
 from dsft.core.paths import nf4_cache_dir
+from dsft.core.private_folder import check_own_file, check_private_folder, make_private_folder
 from dsft.core.staging import nearest_folder
 from dsft.core.units import format_gib
 
@@ -38,11 +38,9 @@ def opened_copy(key: CopyKey, on_notice: Notify) -> Iterator[CopyFile | None]:
     Raises:
         DamagedCopyError: As raised inside.
     """
-    folder = nf4_cache_dir()
-    path = folder / key.file_name
+    path = nf4_cache_dir() / key.file_name
     try:
-        _check_folder(folder)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = _open(path)
     except FileNotFoundError:
         yield None
         return
@@ -76,8 +74,7 @@ def keep_copy(key: CopyKey, tensors: "Mapping[str, torch.Tensor]", notes: Mappin
     if num_bytes < LEAST_COPY_BYTES:
         return
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _check_folder(folder)
+        make_private_folder(folder)
         _remove_abandoned(folder)
         needed_bytes = num_bytes + SPARE_BYTES
         free_bytes = shutil.disk_usage(nearest_folder(folder / key.file_name)).free
@@ -99,13 +96,15 @@ def keep_copy(key: CopyKey, tensors: "Mapping[str, torch.Tensor]", notes: Mappin
     on_notice(f"Kept a quantized copy ({format_gib(num_bytes)}) in {folder}; it is safe to delete.")
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that leads elsewhere or that others may put copies into."""
-    mode = folder.lstat().st_mode
-    if stat.S_ISLNK(mode):
-        raise OSError("the folder is a link")
-    if mode & stat.S_IWOTH:
-        raise OSError("everyone may write there")
+def _open(path: Path) -> int:
+    check_private_folder(path.parent)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        check_own_file(descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -450,15 +451,36 @@ def test_a_cache_folder_that_leads_elsewhere_is_not_followed(model_dir: Path, tm
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_cache_folder_that_everyone_may_write_into_is_not_used(
-    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o702])
+def test_a_cache_folder_that_others_may_write_into_is_not_used(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
     load(model_dir)
-    nf4_cache_dir().chmod(0o777)
+    nf4_cache_dir().chmod(mode)
     _, notices = load(model_dir)
-    assert all("everyone may write there" in notice for notice in notices)
+    assert [notice.rpartition(": ")[2] for notice in notices] == ["others than its owner may write there."] * 2
     nf4_cache_dir().chmod(0o755)
     forbid_quantizing(monkeypatch)
+    assert load(model_dir)[1] == []
+
+
+def test_a_copy_of_another_user_is_not_read(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh, _ = load(model_dir)
+    [copy] = copies()
+    inode = copy.stat().st_ino
+    tell = os.fstat
+
+    def tell_another_owner(descriptor: int) -> os.stat_result:
+        fields = list(tell(descriptor))
+        fields[stat.ST_UID] += fields[stat.ST_INO] == inode
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "fstat", tell_another_owner)
+    again, notices = load(model_dir)
+    assert notices[0] == f"The quantized copy {copy} can't be read: the file belongs to another user."
+    assert notices[1].startswith("Kept")
+    assert_same(fresh, again)
+    assert copy.stat().st_ino != inode  # it made way for an own one
     assert load(model_dir)[1] == []
 
 
