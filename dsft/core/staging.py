@@ -1,10 +1,12 @@
-"""Folders that are complete or not there: written beside their place, brought to disk, and moved in."""
+"""Folders and files that are complete or not there: written beside their place, brought to disk, and moved in."""
 
 import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -80,6 +82,55 @@ def move_in(staging: Path, target: Path) -> None:
         flush_folder(target.parent)
         discard(aside)
     flush_folder(target.parent)
+
+
+@contextmanager
+def written_beside(
+    target: Path, chunks: Iterable[bytes], *, mode: int | None = None, keeps_all: bool = False
+) -> Iterator[Path]:
+    """Write a file beside the place that it is for and bring it to disk; it goes again if nothing moves it there.
+
+    Its name is new and can't be known before, so that nothing which is there is written into.
+
+    Args:
+        target: The place, in a folder that is there.
+        chunks: The content.
+        mode: Permissions; None is those of the file in that place, or without one those of any new file.
+        keeps_all: Whether owner, group and extended attributes of the file in that place are kept too.
+
+    Raises:
+        OSError: It can't be written, or not be given what it has to keep.
+    """
+    partial: Path | None = None
+    try:
+        with held_signals():
+            descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".dsft-", suffix=".part")
+            partial = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(chunks)
+            file.flush()
+            if keeps_all:
+                _copy_attributes(target, descriptor)
+                os.fchown(descriptor, target.stat().st_uid, target.stat().st_gid)
+            # Last, as a new owner takes set-id bits away.
+            os.fchmod(descriptor, _file_mode(target) if mode is None else mode)
+            os.fsync(descriptor)
+        yield partial
+    finally:
+        if partial is not None:
+            with held_signals(), suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def move_file_in(partial: Path, target: Path) -> None:
+    """Put a file from `written_beside` in its place, where another may be.
+
+    Raises:
+        OSError: It can't be moved. What fails after that is no failure: the file is in its place.
+    """
+    partial.replace(target)
+    with suppress(OSError):  # a folder that may be written into but not read can't be opened
+        flush_folder(target.parent)
 
 
 def put_back(target: Path) -> None:
@@ -172,6 +223,21 @@ def _is_write_error(error: BaseException) -> bool:
     # torch's writer has no class of its own.
     is_of_torch = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "inline_co" in str(error))
     return isinstance(error, OSError | SafetensorError) or is_of_torch
+
+
+def _copy_attributes(path: Path, descriptor: int) -> None:
+    """Copy extended attributes, access lists among them, as far as the file system and our rights go."""
+    with suppress(OSError):
+        for name in os.listxattr(path):
+            with suppress(OSError):
+                os.setxattr(descriptor, name, os.getxattr(path, name))
+
+
+def _file_mode(path: Path) -> int:
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return _new_file_mode()
 
 
 def _new_file_mode() -> int:

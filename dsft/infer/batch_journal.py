@@ -6,15 +6,14 @@ A process that goes on finds there what is done; the output itself appears at th
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dsft.core.errors import ConfigError, InputError, OutputFolderError, WriteError
+from dsft.core.errors import ConfigError, InputError, OutputFolderError, WriteError, describe_os_error
 from dsft.core.signals import held_signals
-from dsft.core.staging import flush_file, flush_folder
+from dsft.core.staging import move_file_in, written_beside
 
 _VERSION = 1
 
@@ -93,23 +92,13 @@ class Journal:
         Raises:
             WriteError: It can't be written; the journal stays.
         """
-        with _telling(self._output):
-            folder = self._output.absolute().parent
-            descriptor, name = tempfile.mkstemp(dir=folder, prefix=".dsft-", suffix=".part")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    for row in rows:
-                        file.write(self._read(row) if isinstance(row, int) else f"{format_record(row)}\n".encode())
-                os.chmod(name, os.fstat(self._descriptor).st_mode & 0o777)  # noqa: PTH101  # mkstemp's is the owner's
-                flush_file(Path(name))
-                with held_signals():
-                    Path(name).replace(self._output)
-                    journal_path(self._output).unlink()
-                    flush_folder(folder)
-            except BaseException:
-                with held_signals(), suppress(OSError):
-                    Path(name).unlink()
-                raise
+        lines = (self._read(row) if isinstance(row, int) else f"{format_record(row)}\n".encode() for row in rows)
+        output = self._output.absolute()
+        mode = os.fstat(self._descriptor).st_mode & 0o777
+        with _telling(self._output), written_beside(output, lines, mode=mode) as partial, held_signals():
+            move_file_in(partial, output)
+            with suppress(OSError):  # all is in the output
+                journal_path(output).unlink()
 
     def close(self) -> None:
         """Let others have it; one without answers is removed."""
@@ -245,6 +234,6 @@ def _telling(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WriteError(
-            f"The answers for {output} can't be written: {error.strerror or error}.",
+            f"The answers for {output} can't be written: {describe_os_error(error)}.",
             "Make room or check the folder; what was kept so far stays, and the same command goes on.",
         ) from error

@@ -1,14 +1,15 @@
 """Conversations in a JSONL file of training data: a row added or written anew, the file whole at every moment."""
 
+import fcntl
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dsft.core.errors import InputError, WriteError
+from dsft.core.errors import InputError, WriteError, describe_os_error
 from dsft.core.signals import held_signals
-from dsft.core.staging import flush_folder
+from dsft.core.staging import move_file_in, written_beside
 
 Row = Sequence[Mapping[str, str]]
 """The messages of a conversation."""
@@ -36,18 +37,22 @@ def put_row(path: Path, row: Row, earlier: Row | None) -> bool:
         )
     target = path.resolve()  # a link stays one
     try:
-        lines = _read_lines(target)
-        _check_kind(lines, path)
-        line = _to_line(row)
-        has_replaced = earlier is not None and _to_line(earlier) in lines
-        if earlier is not None and has_replaced:
-            lines[lines.index(_to_line(earlier))] = line
-        else:
-            lines.append(line)
-        _replace(target, b"".join(line + b"\n" for line in lines))
+        if target.exists() and not target.is_file():
+            raise InputError(f"{path} is there and no file.", "Take another name.")
+        with _locked(target) as descriptor:
+            lines = _read_lines(descriptor)
+            _check_kind(lines, path)
+            line = _to_line(row)
+            has_replaced = earlier is not None and _to_line(earlier) in lines
+            if earlier is not None and has_replaced:
+                lines[lines.index(_to_line(earlier))] = line
+            else:
+                lines.append(line)
+            with written_beside(target, (line + b"\n" for line in lines)) as partial:
+                move_file_in(partial, target)
     except OSError as error:
         raise WriteError(
-            f"{path} can't be written: {error.strerror or error}.", "Check folder, permissions and free space."
+            f"{path} can't be written: {describe_os_error(error)}.", "Check folder, permissions and free space."
         ) from error
     return has_replaced
 
@@ -56,12 +61,46 @@ def _to_line(row: Row) -> bytes:
     return json.dumps({"messages": row}, ensure_ascii=False).encode()
 
 
-def _read_lines(path: Path) -> list[bytes]:
-    if not path.exists():
-        return []
-    if not path.is_file():
-        raise InputError(f"{path} is there and no file.", "Take another name.")
-    content = path.read_bytes()
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Open a file that no other chat writes meanwhile; it is made where it is not there, and goes if it stays empty."""
+    while True:
+        descriptor, is_new = _open(path)
+        try:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_at(descriptor, path):  # who held it has put another file in its place
+                continue
+            try:
+                yield descriptor
+            finally:
+                with held_signals(), suppress(OSError):
+                    if is_new and _is_at(descriptor, path):
+                        path.unlink()
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """Open a file to read; return it, and whether it was made for that."""
+    with suppress(FileNotFoundError):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
+    with suppress(FileExistsError):
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), True
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _read_lines(descriptor: int) -> list[bytes]:
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        content = file.read()
     return content.removesuffix(b"\n").split(b"\n") if content else []
 
 
@@ -77,19 +116,3 @@ def _check_kind(lines: Sequence[bytes], path: Path) -> None:
         raise InputError(
             f"{path} is there, and its first row is no conversation (an object with messages).", "Take another file."
         )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with held_signals():
-        try:
-            with staging.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                shutil.copymode(path, staging)
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
-        flush_folder(path.parent)

@@ -2,15 +2,12 @@
 
 import os
 import stat
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsft.core.data.prompts import FimPrompt
 from dsft.core.errors import InputError, WriteError, describe_os_error
-from dsft.core.signals import held_signals
-from dsft.core.staging import flush_folder
+from dsft.core.staging import move_file_in, written_beside
 
 MARK = "<FILL>"
 """Stands in a file where the gap is."""
@@ -78,7 +75,8 @@ class MarkedFile:
         if not os.access(self.path, os.W_OK):
             raise InputError(f"{self.name} is write-protected.", "Change its rights, or leave --in-place out.")
         try:
-            self._write_beside(b"").unlink()
+            with written_beside(self.path, (), keeps_all=True):
+                pass
         except OSError as error:
             raise InputError(
                 f"{self.name} can't be replaced as it is: {describe_os_error(error)}.",
@@ -92,43 +90,19 @@ class MarkedFile:
             WriteError: It can't be written, or was changed since it was read; it is as it was found.
         """
         content = f"{self.before}{text}{self.behind}".encode()
-        partial: Path | None = None
         try:
-            partial = self._write_beside(content)
-            if self.path.read_bytes() != self.data:
-                raise WriteError(
-                    f"{self.name} was changed while its gap was being filled, so nothing was written into it.",
-                    "Put the answer in by hand, or run the command again.",
-                )
-            partial.replace(self.path)
-            partial = None
-            flush_folder(self.path.parent)
+            with written_beside(self.path, (content,), keeps_all=True) as partial:
+                if self.path.read_bytes() != self.data:
+                    raise WriteError(
+                        f"{self.name} was changed while its gap was being filled, so nothing was written into it.",
+                        "Put the answer in by hand, or run the command again.",
+                    )
+                move_file_in(partial, self.path)
         except OSError as error:
             raise WriteError(
                 f"{self.name} can't be written: {describe_os_error(error)}.",
                 "Put the answer in by hand, or run it again.",
             ) from error
-        finally:
-            if partial is not None:
-                partial.unlink(missing_ok=True)
-
-    def _write_beside(self, content: bytes) -> Path:
-        """Write a file beside this one, with its mode, owner and attributes; a failure leaves none."""
-        status = self.path.stat()
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".dsft-", suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                _copy_attributes(self.path, file.fileno())
-                os.fchown(file.fileno(), status.st_uid, status.st_gid)
-                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))  # last: a new owner takes set-id bits away
-                os.fsync(file.fileno())
-        except BaseException:
-            with held_signals(), suppress(OSError):
-                Path(name).unlink()
-            raise
-        return Path(name)
 
 
 def read_marked_file(path: Path) -> MarkedFile:
@@ -181,11 +155,3 @@ def _describe_near(text: str) -> str:
     """Return where the mark stands in other letters, as the rest of a sentence."""
     near = next((number for number, line in enumerate(text.split("\n"), 1) if MARK in line.upper()), None)
     return "" if near is None else f" (line {near} has it in other letters)"
-
-
-def _copy_attributes(path: Path, descriptor: int) -> None:
-    """Copy extended attributes, access lists among them, as far as the file system and our rights go."""
-    with suppress(OSError):
-        for name in os.listxattr(path):
-            with suppress(OSError):
-                os.setxattr(descriptor, name, os.getxattr(path, name))

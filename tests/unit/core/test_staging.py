@@ -1,18 +1,21 @@
-"""Folders that are complete or not there: what a failure, a second program and a kill at each step leave."""
+"""Folders and files that are complete or not there: what a failure, a second program and a kill at each step leave."""
 
 import errno
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
 
 from dsft.core import staging as module
 from dsft.core.errors import WriteError
-from dsft.core.staging import discard, flush_files, move_in, put_back, staged
+from dsft.core.staging import discard, flush_files, move_file_in, move_in, put_back, staged, written_beside
+from tests.closed_folders import refuse_to_open_folders
 
 FIX = "Do something."
 WAYS_TO_MOVE = ("new", "exchange", "two renames")
@@ -292,3 +295,59 @@ def test_a_second_ctrl_c_does_not_end_the_cleaning_up(tmp_path: Path, monkeypatc
             tmp_path / "model", KeyboardInterrupt(), lambda: monkeypatch.setattr(shutil, "rmtree", remove_for_long)
         )
     assert not list(tmp_path.iterdir())
+
+
+def replace_file(target: Path, content: bytes = b"new", **settings: Any) -> None:
+    with written_beside(target, (content[:1], content[1:]), **settings) as partial:
+        assert partial.parent == target.parent
+        assert partial.read_bytes() == content
+        move_file_in(partial, target)
+
+
+def test_a_file_is_the_old_or_the_new_one_and_nothing_stays_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), written_beside(target, (b"new",)):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", raise_full)
+        with pytest.raises(OSError, match="full"):
+            replace_file(target)
+    with written_beside(target, (b"new",)):
+        pass  # nothing moves it
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+    replace_file(target)
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def raise_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "full")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o4755])
+def test_a_file_keeps_its_permissions_or_gets_those_that_are_given(tmp_path: Path, mode: int) -> None:
+    target = tmp_path / "file"
+    before = os.umask(0o027)
+    try:
+        replace_file(target)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    target.chmod(mode)
+    for keeps_all in (False, True):
+        replace_file(target, keeps_all=keeps_all)
+        assert stat.S_IMODE(target.stat().st_mode) == mode
+    replace_file(target, mode=0o600)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_a_folder_that_can_t_be_opened_does_not_undo_a_file_that_is_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_open_folders(monkeypatch)
+    replace_file(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "new"

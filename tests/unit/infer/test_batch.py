@@ -18,6 +18,7 @@ from dsft.infer.batch_rows import AskedRow, RowProblem, read_asked_rows
 from dsft.infer.config import InferConfig
 from dsft.infer.run import run_infer
 from dsft.infer.session import Session
+from tests.closed_folders import refuse_to_open_folders
 from tests.fim_models import write_fim_model
 from tests.scripted_models import write_random_model
 
@@ -223,6 +224,22 @@ def test_a_journal_keeps_answers_and_writes_them_in_order(tmp_path: Path) -> Non
     assert [json.loads(line)["line"] for line in lines] == [1, 2, 9, 3]
     assert json.loads(lines[3]) == {"line": 3, "text": "ü", "id": "\ud800"}
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_what_fails_once_the_output_is_there_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    output = tmp_path / "answers.jsonl"
+    with open_one(output) as journal:
+        journal.append({"line": 1, "text": "a"})
+        journal_path(output).chmod(0o640)
+        with monkeypatch.context() as patch:
+            refuse_to_open_folders(patch)
+            patch.setattr(Path, "unlink", refuse)
+            journal.finish([1])
+    assert output.read_text() == '{"line": 1, "text": "a"}\n'
+    assert output.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_record_is_readable_json() -> None:

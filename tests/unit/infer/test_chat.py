@@ -1,7 +1,9 @@
 """A conversation: what each turn reads, what stays after an interrupt or error, a full context, and saved rows."""
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from dsft.core.data.formats import find_layout
 from dsft.core.data.rows import Row
 from dsft.core.errors import ConfigError, InputError, ModelError, WriteError
 from dsft.infer.chat import Chat, Exchange
+from dsft.infer.chat_file import put_row
 from dsft.infer.config import InferConfig
 from dsft.infer.session import Session
+from tests.closed_folders import refuse_to_open_folders
 from tests.scripted_models import TURN_END, write_random_model, write_scripted_model, write_summary
 
 NO_SYSTEM_TEMPLATE = (
@@ -385,6 +389,50 @@ def test_a_file_that_can_not_be_written_stays_as_it_is(
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.jsonl"]
     assert chat.save(path).has_replaced
     assert len(json.loads(path.read_text())["messages"]) == 4
+
+
+def say(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": "b"}]
+
+
+def test_chats_that_save_into_one_file_at_once_lose_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+
+    def save_rows(number: int) -> None:
+        for index in range(25):
+            put_row(path, say(f"{number} {index}"), None)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save_rows, range(8)))
+    assert len(parse_rows(path)) == len(set(path.read_text().splitlines())) == 8 * 25
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_that_lies_beside_a_file_is_written_into(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for name in (f".x.jsonl.{os.getpid()}", ".x.jsonl", ".x.jsonl.lock"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    put_row(tmp_path / "x.jsonl", say("a"), None)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert len(parse_rows(tmp_path / "x.jsonl")) == 1
+
+
+def test_a_file_that_could_not_be_begun_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fill_disk)
+    with pytest.raises(WriteError, match="No space left"):
+        put_row(tmp_path / "x.jsonl", say("a"), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_read_is_no_failure_once_a_row_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_open_folders(monkeypatch)
+    put_row(tmp_path / "x.jsonl", say("a"), None)
+    assert len(parse_rows(tmp_path / "x.jsonl")) == 1
 
 
 def test_a_link_stays_one(make_chat: MakeChat, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from dsft.infer.config import InferConfig
 from dsft.infer.fill import FillRequest, FillResult, run_fill
 from dsft.infer.marked_file import MAX_BYTES, read_marked_file
 from dsft.infer.prompts import PromptEncoder, PromptTooLongError
+from tests.closed_folders import refuse_to_open_folders
 from tests.fim_models import FIM_BEGIN, FIM_END, FIM_HOLE, write_fim_model
 from tests.scripted_models import make_tokenizer, write_scripted_model
 
@@ -226,6 +227,16 @@ def test_owner_and_group_stay(tmp_path: Path) -> None:
     os.chown(path, 1234, 4321)
     read_marked_file(path).replace_mark("y")
     assert (path.stat().st_uid, path.stat().st_gid) == (1234, 4321)
+
+
+def test_a_folder_that_can_not_be_read_is_no_failure_once_the_mark_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.py"
+    path.write_text("<FILL>")
+    refuse_to_open_folders(monkeypatch)
+    read_marked_file(path).replace_mark("y")
+    assert path.read_text() == "y"
 
 
 def test_an_owner_that_can_t_be_kept_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
