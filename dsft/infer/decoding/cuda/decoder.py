@@ -218,11 +218,7 @@ class CudaDecoder:
             positions=torch.full((size,), cache.capacity - 1, dtype=torch.int32, device=device),
             slots=torch.zeros(size, dtype=torch.int32, device=device),
         )
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            passes.read(tokens)  # compiles kernels and lets libraries make their workspaces
-        torch.cuda.current_stream().wait_stream(stream)
+        passes.read(tokens)  # compiles what is still to be compiled, which can't be done while it is recorded
         graph = torch.cuda.CUDAGraph()
         with held_signals(), torch.cuda.graph(graph):  # one that is broken off leaves the stream unusable
             logits = passes.read(tokens)
