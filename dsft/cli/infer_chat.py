@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "/help": "show this",
     "/reset": "begin a new conversation; the system text stays",
-    "/undo": "drop the last question and its answer",
+    "/undo": "drop the last question, with its answer if it got one",
     "/retry": "drop the last answer and ask its question again",
     "/system TEXT": "take another system text; - is none, without TEXT it is shown",
     "/save FILE": "add the conversation to FILE.jsonl for `dsft train`; saved again, its row is written anew",
@@ -185,9 +185,9 @@ class _ChatLoop:
         self._output.note("A new conversation.")
 
     def _undo(self) -> None:
+        what = "the question that got no answer" if self._chat.has_open_question else "the last question and its answer"
         self._chat.undo()
-        left = count_nouns(len(self._chat.exchanges), "question")
-        self._output.note(f"Dropped the last question and its answer; {left} left.")
+        self._output.note(f"Dropped {what}; {count_nouns(len(self._chat.exchanges), 'question')} left.")
 
     def _retry(self) -> None:
         exchanges = self._chat.exchanges

@@ -154,22 +154,22 @@ class Chat:
         Raises:
             InputError: Nothing was asked yet.
         """
-        if self._open_question is None:
-            self._open_question = self.undo().question
-        return self.ask(self._open_question, on_text)
+        return self.ask(self.undo(), on_text)
 
-    def undo(self) -> Exchange:
-        """Drop the last question with its answer, and return them.
+    def undo(self) -> str:
+        """Drop the last question, with its answer where it has one, and return it.
 
         Raises:
             InputError: There is none.
         """
+        if self._open_question is not None:
+            question, self._open_question = self._open_question, None
+            return question
         if not self._exchanges:
             raise InputError("The conversation is empty.", "Ask something first.")
         dropped = self._exchanges.pop()
         self._num_left_out = min(self._num_left_out, len(self._exchanges))
-        self._open_question = None
-        return dropped
+        return dropped.question
 
     def reset(self) -> None:
         """Begin a new conversation with the same system text."""

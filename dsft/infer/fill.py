@@ -91,8 +91,8 @@ def run_fill(
         on_notice(
             f"The text is too long for the model's context: it does not see the {num_cut} tokens farthest from the gap."
         )
-    fit: Callable[[str], str] = (lambda text: text) if marked is None else marked.fit
     session.tell_limit(encoded)
+    fit: Callable[[str], str] = (lambda text: text) if marked is None else marked.fit
     answer = session.answer(encoded, lambda text: on_text(fit(text)))
     answer = replace(answer, text=fit(answer.text))
     problem = None

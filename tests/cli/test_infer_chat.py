@@ -222,6 +222,15 @@ def test_an_answer_that_says_nothing_is_told(talk: Talk, capsys: Capture) -> Non
     assert "The answer says nothing; the question is not kept." in captured.err
 
 
+def test_undo_says_whether_it_dropped_an_answer(talk: Talk, capsys: Capture) -> None:
+    assert talk(f"One?\n{'x' * 200}\n/undo\n/undo\n", model="short") == 2
+    dropped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Dropped")]
+    assert dropped == [
+        "Dropped the question that got no answer; 1 question left.",
+        "Dropped the last question and its answer; 0 questions left.",
+    ]
+
+
 @pytest.mark.parametrize("template", ["text", "fim"])
 def test_a_template_without_turns_is_refused(talk: Talk, capsys: Capture, template: str) -> None:
     assert talk("One?\n", "--template", template) == 2

@@ -186,6 +186,20 @@ def test_a_question_without_an_answer_is_no_part_of_it_but_can_be_asked_again(
     assert not chat.has_open_question
 
 
+def test_undo_drops_a_question_without_an_answer_alone(make_chat: MakeChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = make_chat("greeting")
+    chat.ask("One?", ignore)
+    with monkeypatch.context() as patched:
+        fail_to_answer(patched, ModelError("NaN."))
+        with pytest.raises(ModelError):
+            chat.ask("Two?", ignore)
+    assert chat.undo() == "Two?"
+    assert [exchange.question for exchange in chat.exchanges] == ["One?"]
+    assert not chat.has_open_question
+    assert chat.undo() == "One?"
+    assert chat.exchanges == ()
+
+
 def test_an_answer_that_says_nothing_is_not_kept(make_chat: MakeChat) -> None:
     chat = make_chat("greeting", stop=("H",))
     assert chat.ask("One?", ignore).text == ""
@@ -203,7 +217,7 @@ def test_retry_undo_and_reset(make_chat: MakeChat, asked: list[list[Turn]]) -> N
     chat.retry(ignore)
     assert asked[-1] == asked[-2]
     assert [exchange.question for exchange in chat.exchanges] == ["One?", "Two?"]
-    assert chat.undo().question == "Two?"
+    assert chat.undo() == "Two?"
     chat.ask("Three?", ignore)
     assert [turn.text for turn in asked[-1]] == ["Be brief.", "One?", "Hey, du?", "Three?"]
     chat.reset()
