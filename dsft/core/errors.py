@@ -118,6 +118,7 @@ _GPU_WORDS = (
     "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
 )
 """What the driver (behind expandable segments) and libraries beside PyTorch's allocator say."""
 

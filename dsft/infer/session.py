@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsft.core.data.prompts import FimPrompt, Prompt
-from dsft.core.errors import DoesNotFitError
+from dsft.core.errors import DoesNotFitError, is_gpu_out_of_memory, take_first_line
 from dsft.core.host_memory import peak_host_bytes
 from dsft.core.models.device import resolve_device
 from dsft.core.models.find_run import choose_model, find_base, find_tokenizer
@@ -251,13 +251,12 @@ def _read_peak_bytes(device_kind: str) -> int:
 
 @contextmanager
 def _telling_out_of_memory() -> Iterator[None]:
-    import torch
-
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        first_line = str(error).partition("\n")[0]
+    except RuntimeError as error:  # of torch's allocator, of the driver, of a library
+        if not is_gpu_out_of_memory(error):
+            raise
         raise DoesNotFitError(
-            f"The GPU's memory is too small for this model or prompt: {first_line}",
+            f"The GPU's memory is too small for this model or prompt: {take_first_line(error)}",
             "Try --load-in-4bit or a shorter prompt, close other programs that use the GPU, or take --device cpu.",
         ) from error

@@ -1,5 +1,6 @@
 """A session answers as often as one likes: each answer is what a fresh one would give, whatever was before."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
+from dsft.core.errors import DoesNotFitError
 from dsft.infer.config import InferConfig
 from dsft.infer.result import InferResult
 from dsft.infer.session import Session
@@ -183,3 +185,45 @@ def test_tokens_that_only_fill_the_vocabulary_up_are_no_text(folder: Path, tmp_p
 def test_tells_the_model_it_decodes(folder: Path) -> None:
     assert isinstance(open_session(folder / "adapter").model, PeftModel)
     assert isinstance(open_session(folder / "random").model, LlamaForCausalLM)
+
+
+OUT_OF_MEMORY = (
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "Triton Error [CUDA]: out of memory",
+)
+
+
+@pytest.mark.parametrize("message", OUT_OF_MEMORY)
+def test_too_little_gpu_memory_is_told_whoever_says_it_and_the_session_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    session = open_session(folder / "random")
+    prompts = [session.encode(prompt) for prompt in PROMPTS[:2]]
+    expected = ask(session, PROMPTS[0])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "forward", fail)
+        with pytest.raises(DoesNotFitError, match=re.escape(message.partition("\n")[0])) as caught:
+            session.answer_all(prompts, lambda *_: None)
+        assert "\n" not in caught.value.found
+        with pytest.raises(DoesNotFitError):
+            ask(session, PROMPTS[0])
+    assert ask(session, PROMPTS[0]) == expected
+
+
+@pytest.mark.parametrize("message", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "mat1 and mat2"])
+def test_other_errors_of_torch_are_not_taken_for_a_full_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    session = open_session(folder / "random")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", fail)
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        ask(session, PROMPTS[0])
