@@ -1,6 +1,5 @@
 """Which model is asked and how it answers, checked as a whole; knows no model and no screen."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,10 @@ from dsft.core.models.device import DeviceChoice
 from dsft.infer.dtype import DtypeChoice
 
 DEFAULT_MAX_NEW_TOKENS = 512
+
+# Beyond these, one token has all probability or all have the same, and float32 overflows far out.
+_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 0.001, 100
+_LEAST_PENALTY, _MOST_PENALTY = 0.01, 100
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,19 @@ class InferConfig:
     def _find_problems(self) -> Iterator[str]:
         limits = (
             ("--max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("--temperature", self.temperature, _is_finite(self.temperature, 0), "a finite number of at least 0"),
+            (
+                "--temperature",
+                self.temperature,
+                not self.temperature or _LEAST_TEMPERATURE <= self.temperature <= _MOST_TEMPERATURE,
+                f"0 or from {_LEAST_TEMPERATURE} to {_MOST_TEMPERATURE}",
+            ),
             ("--top-p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("--top-k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
             (
                 "--repetition-penalty",
                 self.repetition_penalty,
-                _is_finite(self.repetition_penalty, 0) and self.repetition_penalty > 0,
-                "a finite number above 0",
+                _LEAST_PENALTY <= self.repetition_penalty <= _MOST_PENALTY,
+                f"from {_LEAST_PENALTY} to {_MOST_PENALTY}",
             ),
             ("--seed", self.seed, self.seed is None or 0 <= self.seed < 2**32, "from 0 to 4294967295"),
         )
@@ -96,10 +104,6 @@ class InferConfig:
             yield f"--raw asks for no template, but --template {self.template} for one."
         if self.is_raw and self.system is not None:
             yield "--raw asks for no template, so there is no place for the text of --system."
-
-
-def _is_finite(value: float | None, at_least: float) -> bool:
-    return value is None or (math.isfinite(value) and value >= at_least)
 
 
 def check_text(text: str, name: str) -> None:

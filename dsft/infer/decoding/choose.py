@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import LogitsProcessorList
 
 NAN_TOKEN = -1
-"""Chosen where logits are NaN: found out on the device, told when the token is read."""
+"""Chosen where logits leave no choice, as NaN does: found out on the device, told when the token is read."""
 
 
 class TokenChooser:
@@ -49,18 +49,21 @@ class TokenChooser:
             logits: float32 [num_rows, vocab_size].
 
         Returns:
-            int64 [num_rows]; NAN_TOKEN where the logits are no numbers.
+            int64 [num_rows]; NAN_TOKEN where the logits are no numbers, or give no probabilities to draw by.
         """
-        is_nan = logits.isnan().any(dim=-1)
+        is_bad = logits.isnan().any(dim=-1)
         if self._processors:
             logits = self._processors(self._history, logits.clone())
         if self._is_sampling:
-            # Rows of NaN would make the kernel fail before anyone is told.
-            shares = torch.softmax(torch.where(is_nan[:, None], 0.0, logits), dim=-1)
+            shares = torch.softmax(logits, dim=-1)
+            total = shares.sum(dim=-1)
+            is_bad |= ~(total.isfinite() & (total > 0))
+            # Such rows would make the kernel fail, and on a GPU all that comes later, before anyone is told.
+            shares = torch.where(is_bad[:, None], 1.0, shares)
             chosen = torch.multinomial(shares, num_samples=1, generator=self._generator).squeeze(1)
         else:
             chosen = logits.argmax(dim=-1)
-        chosen = torch.where(is_nan, NAN_TOKEN, chosen)
+        chosen = torch.where(is_bad, NAN_TOKEN, chosen)
         if self._history is not None:
             self._history = torch.cat([self._history, chosen.clamp(min=0)[:, None]], dim=1)
         return chosen
@@ -75,11 +78,11 @@ def check_token(token_id: int) -> int:
     """Return a chosen token.
 
     Raises:
-        ModelError: The model's outputs were NaN.
+        ModelError: The model's outputs were NaN or infinite.
     """
     if token_id == NAN_TOKEN:
         raise ModelError(
-            "The model's outputs are NaN: its weights are damaged or its arithmetic overflowed.",
+            "The model's outputs are NaN or infinite: its weights are damaged or its arithmetic overflowed.",
             "Try --dtype bfloat16 or float32; if that does not help, copy the model again.",
         )
     return token_id

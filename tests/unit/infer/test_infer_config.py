@@ -18,11 +18,17 @@ from dsft.infer.sampling import choose_sampling
         ({"temperature": -0.1}, "--temperature"),
         ({"temperature": float("nan")}, "--temperature"),
         ({"temperature": float("inf")}, "--temperature"),
+        ({"temperature": 1e-40}, r"--temperature is 1e-40, but must be 0 or from 0\.001 to 100"),
+        ({"temperature": 0.0009}, "--temperature"),
+        ({"temperature": 100.1}, "--temperature"),
         ({"top_p": 0.0}, "--top-p"),
         ({"top_p": 1.1}, "--top-p"),
         ({"top_p": float("nan")}, "--top-p"),
         ({"top_k": 0}, "--top-k"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty"),
+        ({"repetition_penalty": 1e-300}, r"--repetition-penalty is 1e-300, but must be from 0\.01 to 100"),
+        ({"repetition_penalty": 100.1}, "--repetition-penalty"),
+        ({"repetition_penalty": float("nan")}, "--repetition-penalty"),
         ({"seed": -1}, "--seed"),
         ({"stop": ("ok", "")}, "--stop"),
         ({"temperature": 0.0, "top_p": 0.9}, "--temperature 0"),
@@ -33,6 +39,12 @@ from dsft.infer.sampling import choose_sampling
 def test_refuses_settings(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         InferConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.001, "repetition_penalty": 0.01}, {"temperature": 100}])
+def test_takes_settings_at_their_limits(settings: dict[str, Any]) -> None:
+    assert InferConfig(**settings).is_sampling
+    assert InferConfig(repetition_penalty=100).repetition_penalty == 100
 
 
 def test_names_all_that_is_wrong_at_once() -> None:
