@@ -1,15 +1,17 @@
-"""`dsft infer --compare`: base and adapter answer the same prompt; drawn when both have."""
+"""`dsft infer --compare`: base and adapter answer the same prompt; drawn when both have, or what there is of them."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from dsft.cli.errors import Terminated
 from dsft.cli.infer_answer import make_visible
 from dsft.cli.output import Mode, Output
-from dsft.cli.views.infer_compare import SIDE_NAMES, draw_comparison, write_comparison
+from dsft.cli.views.infer_compare import SIDE_NAMES, Section, draw_sections, list_sections, write_sections
 from dsft.cli.views.infer_statistics import describe_statistics
+from dsft.core.errors import DsftError
 
 if TYPE_CHECKING:
     from dsft.infer.compare import Comparison, Side
@@ -25,18 +27,35 @@ def compare(config: "InferConfig", output: Output, prompt: str) -> None:
         prompt: What is asked.
 
     Raises:
-        DsftError: The model has no adapter, or nothing could be generated.
+        DsftError: The model has no adapter, or one of the answers could not be generated; the other is on stdout.
+        KeyboardInterrupt: Ctrl-C; what was answered by then is on stdout.
     """
-    with _open_progress(output) as progress:
-        from dsft.infer.compare import run_compare
+    names: dict[Side, str] = {}
+    pieces: dict[Side, list[str]] = {"base": [], "adapter": []}
+    try:
+        with _open_progress(output) as show:
+            from dsft.infer.compare import run_compare
 
-        comparison = run_compare(config, prompt, progress, output.note)
-    if sys.stdout.isatty():
-        output.answer(draw_comparison(comparison, make_visible))
-    else:
-        output.write(write_comparison(comparison))
+            def take(side: "Side", text: str) -> None:
+                pieces[side].append(text)  # before it is shown: an interrupt may come inside that
+                show(side, text)
+
+            comparison = run_compare(config, prompt, names.__setitem__, take, output.note)
+    except (KeyboardInterrupt, Terminated, DsftError):
+        _write(output, [Section(side, name, "".join(pieces[side])) for side, name in names.items() if pieces[side]])
+        raise
+    _write(output, list_sections(comparison))
     output.emit(asdict(comparison))
     _tell(comparison, output)
+
+
+def _write(output: Output, sections: Sequence[Section]) -> None:
+    if not sections:
+        return
+    if sys.stdout.isatty():
+        output.answer(draw_sections(sections, make_visible))
+    else:
+        output.write(write_sections(sections))
 
 
 def _tell(comparison: "Comparison", output: Output) -> None:

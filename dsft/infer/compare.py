@@ -30,14 +30,19 @@ class Comparison:
 
 
 def run_compare(
-    config: InferConfig, prompt: Prompt, on_text: Callable[[Side, str], None], on_notice: Notify
+    config: InferConfig,
+    prompt: Prompt,
+    on_side: Callable[[Side, str], None],
+    on_text: Callable[[Side, str], None],
+    on_notice: Notify,
 ) -> Comparison:
     """Answer one prompt twice, with the same template, settings and seed.
 
     Args:
         config: Which model answers, and how.
         prompt: What is asked, before any template.
-        on_text: Receives the answers piece by piece, first the base's.
+        on_side: Receives who answers next, first the base, and the name of its model.
+        on_text: Receives the answers piece by piece.
         on_notice: Receives sentences the user should read: what was chosen or limited by itself.
 
     Raises:
@@ -57,6 +62,8 @@ def run_compare(
         )
     encoded = session.encode(prompt)
     session.tell_limit(encoded)
+    on_side("base", session.base_name)
     base = session.answer(encoded, lambda text: on_text("base", text), use_adapter=False)
+    on_side("adapter", session.model_name)
     adapter = session.answer(encoded, lambda text: on_text("adapter", text))
     return Comparison(base, adapter)

@@ -14,7 +14,7 @@ from rich.console import Console
 from dsft.cli.infer_answer import AnswerWriter
 from dsft.cli.output import Output
 from dsft.cli.views import infer_paint
-from dsft.cli.views.infer_compare import draw_comparison, write_comparison
+from dsft.cli.views.infer_compare import Section, draw_sections, list_sections, write_sections
 from dsft.cli.views.infer_paint import AnswerPainter
 from dsft.cli.views.infer_statistics import describe_statistics
 from dsft.infer.code_block import FenceReader, Part
@@ -216,7 +216,7 @@ def test_a_comparison_keeps_both_texts_at_every_width(width: int) -> None:
         InferResult(**(vars(RESULT) | {"text": "right\n\n" + "z" * 120})),
     )
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system="standard")
-    console.print(draw_comparison(comparison, lambda text: text))
+    console.print(draw_sections(list_sections(comparison), lambda text: text))
     assert isinstance(console.file, io.StringIO)
     drawn = console.file.getvalue()
     assert re.search("\x1b\\[36[;0-9]*m1", drawn)
@@ -235,9 +235,17 @@ def test_a_comparison_in_a_pipe_is_plain() -> None:
     comparison = Comparison(
         InferResult(**(vars(RESULT) | {"text": "left\n\n"})), InferResult(**(vars(RESULT) | {"text": "right"}))
     )
-    assert write_comparison(comparison) == (
+    assert write_sections(list_sections(comparison)) == (
         "=== Base alone: some/base ===\nleft\n\n=== With adapter: ./trained_x ===\nright"
     )
+
+
+def test_half_a_comparison_is_drawn_over_the_whole_width() -> None:
+    console = Console(width=200, file=io.StringIO())
+    console.print(draw_sections([Section("base", "m", "x" * 180)], lambda text: text))
+    assert isinstance(console.file, io.StringIO)
+    title, _, body = console.file.getvalue().splitlines()
+    assert (title, body.rstrip()) == ("Base alone m", "x" * 180)
 
 
 DRIVER = """

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from dsft.cli.app import main
+from dsft.cli.errors import Terminated
 from dsft.cli.infer_modes import read_text_value
-from dsft.core.errors import InputError
+from dsft.core.errors import InputError, ModelError
+from dsft.infer.session import Session
 from tests.conftest import RunDsft
 from tests.scripted_models import write_adapter, write_random_model, write_scripted_model
 
@@ -166,6 +168,37 @@ def test_both_sides_of_a_comparison_draw_with_the_same_seed(models: Path, capsys
     assert told["base"]["seed"] == told["adapter"]["seed"] is not None
 
 
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (Terminated("SIGTERM"), 143), (ModelError("NaN."), 2)]
+)
+@pytest.mark.parametrize("said", ["", "Hal"])
+def test_what_a_comparison_has_is_written_when_it_breaks_off(
+    models: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    error: BaseException,
+    code: int,
+) -> None:
+    answer = Session.answer
+
+    def break_off(self: Session, prompt: Any, on_text: Callable[[str], None], *, use_adapter: bool = True) -> Any:
+        if not use_adapter:
+            return answer(self, prompt, on_text, use_adapter=False)
+        if said:
+            on_text(said)
+        raise error
+
+    monkeypatch.setattr(Session, "answer", break_off)
+    given = ["infer", "x", "--model", str(models / "adapter"), *CPU, "--max-new-tokens", "20", "--compare"]
+    assert main(given) == code
+    base = f"=== Base alone: {models / 'greeting'} ===\nHéy 你😀\n"
+    adapter = f"\n=== With adapter: {models / 'adapter'} ===\n{said}\n" if said else ""
+    assert capsys.readouterr().out == base + adapter
+    assert main([*given, "--json"]) == code
+    assert list(json.loads(capsys.readouterr().out)) == ["error"]
+
+
 def test_a_comparison_tells_of_a_limit_once(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["infer", "x", "--model", str(models / "adapter"), *CPU, "--max-new-tokens", "9999", "--compare"]) == 0
     assert capsys.readouterr().err.count(" new tokens: no more fit into the model's context beside the prompt.") == 1
@@ -180,14 +213,14 @@ def test_a_whole_model_has_nothing_to_be_compared_with(models: Path, capsys: pyt
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
-    ("arguments", "awaited"),
+    ("arguments", "awaited", "written"),
     [
-        (["--code", "--model", "endless"], "Template: "),  # told just before the model is loaded
-        (["--compare", "--model", "endless_adapter"], "Base alone is answering."),
+        (["--code", "--model", "endless"], "Template: ", ""),  # told just before the model is loaded
+        (["--compare", "--model", "endless_adapter"], "Base alone is answering.", "=== Base alone: {base} ===\na"),
     ],
 )
 def test_a_signal_ends_every_mode_quietly(
-    models: Path, arguments: list[str], awaited: str, number: signal.Signals, code: int
+    models: Path, arguments: list[str], awaited: str, written: str, number: signal.Signals, code: int
 ) -> None:
     *options, model = arguments
     command = [sys.executable, "-m", "dsft", "infer", "go", "--max-new-tokens", "4000", *CPU, *options]
@@ -199,7 +232,9 @@ def test_a_signal_ends_every_mode_quietly(
         first = process.stderr.readline()
         process.send_signal(number)
         assert first.startswith(awaited)
-        assert (process.stdout.read(), process.stderr.read()) == ("", "")
+        text, told = process.stdout.read(), process.stderr.read()
+    begin = written.format(base=models / "endless")
+    assert (text[: len(begin) or None], told) == (begin, "")
     assert process.returncode == code
 
 

@@ -1,6 +1,7 @@
 """Two answers to one prompt: side by side where there is room, else one below the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -15,7 +16,6 @@ from dsft.infer.code_block import FenceReader, Part
 
 if TYPE_CHECKING:
     from dsft.infer.compare import Comparison, Side
-    from dsft.infer.result import InferResult
 
 SIDE_NAMES: "dict[Side, str]" = {"base": "Base alone", "adapter": "With adapter"}
 
@@ -23,32 +23,50 @@ _MIN_COLUMN_WIDTH = 48
 _DIVIDER = " │ "
 
 
-def write_comparison(comparison: "Comparison") -> str:
-    """Return two answers as plain text, one below the other, for a file or pipe."""
-    sections = [
-        f"=== {SIDE_NAMES[side]}: {name} ===\n{result.text.rstrip(chr(10))}\n"
-        for side, name, result in _sides(comparison)
+@dataclass(frozen=True)
+class Section:
+    """One of the answers.
+
+    Attributes:
+        side: Whose it is.
+        name: Of its model.
+        text: What it says.
+    """
+
+    side: "Side"
+    name: str
+    text: str
+
+
+def list_sections(comparison: "Comparison") -> list[Section]:
+    """Return both answers of a comparison, the base's first."""
+    base, adapter = comparison.base, comparison.adapter
+    return [Section("base", str(adapter.base), base.text), Section("adapter", adapter.model, adapter.text)]
+
+
+def write_sections(sections: Sequence[Section]) -> str:
+    """Return answers as plain text, one below the other, for a file or pipe."""
+    written = [
+        f"=== {SIDE_NAMES[section.side]}: {section.name} ===\n{section.text.rstrip(chr(10))}\n" for section in sections
     ]
-    return "\n".join(sections).removesuffix("\n")
+    return "\n".join(written).removesuffix("\n")
 
 
-def draw_comparison(comparison: "Comparison", make_visible: Callable[[str], str]) -> RenderableType:
-    """Draw two answers.
+def draw_sections(sections: Sequence[Section], make_visible: Callable[[str], str]) -> RenderableType:
+    """Draw answers.
 
     Args:
-        comparison: The answers.
+        sections: Both of them, or the one that there is.
         make_visible: Takes the control characters out of a text.
     """
     drawn = [
-        (Text.assemble((SIDE_NAMES[side], "bold cyan"), f" {name}"), _draw_answer(make_visible(result.text)))
-        for side, name, result in _sides(comparison)
+        (
+            Text.assemble((SIDE_NAMES[section.side], "bold cyan"), f" {section.name}"),
+            _draw_answer(make_visible(section.text)),
+        )
+        for section in sections
     ]
     return AsciiFallback(_SideBySide(drawn))
-
-
-def _sides(comparison: "Comparison") -> "Iterator[tuple[Side, str, InferResult]]":
-    yield "base", str(comparison.adapter.base), comparison.base
-    yield "adapter", comparison.adapter.model, comparison.adapter
 
 
 class _SideBySide:
@@ -58,7 +76,7 @@ class _SideBySide:
         self._drawn = drawn
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if options.max_width < 2 * _MIN_COLUMN_WIDTH + len(_DIVIDER):
+        if len(self._drawn) == 1 or options.max_width < 2 * _MIN_COLUMN_WIDTH + len(_DIVIDER):
             for index, (title, body) in enumerate(self._drawn):
                 if index:
                     yield Text()
