@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from dsft.infer.batch_events import BatchProgress
     from dsft.infer.config import InferConfig
 
+_STDOUT_NAME = Path("-")
+
 
 def answer_file(config: "InferConfig", output: Output, request: "BatchRequest") -> None:
     """Answer the prompts of a file.
@@ -30,6 +33,8 @@ def answer_file(config: "InferConfig", output: Output, request: "BatchRequest") 
         DsftError: It can't be begun or gone on with.
         typer.Exit: Rows have failed; with code 1, when all others are answered.
     """
+    if request.output == _STDOUT_NAME:
+        request = replace(request, output=None)
     latest: list[BatchProgress] = []
     try:
         result = _answer(config, output, request, latest)

@@ -100,8 +100,8 @@ class _Batch:
     def run(self) -> BatchResult:
         """Answer what is left, and bring all of it to its place."""
         if self._progress.num_resumed:
-            num_left = len(self._pending)
-            self._listener.on_notice(f"{self._progress.num_resumed} rows were answered before; {num_left} are left.")
+            resumed = "1 row was" if self._progress.num_resumed == 1 else f"{self._progress.num_resumed} rows were"
+            self._listener.on_notice(f"{resumed} answered before; {len(self._pending)} to go.")
         size = self._choose_size() if self._pending else 1
         started_s = time.perf_counter()
         self._listener.on_progress(self._progress)

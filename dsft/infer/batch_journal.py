@@ -24,8 +24,13 @@ def check_output(output: Path) -> None:
     Raises:
         ConfigError: It is so.
     """
+    if output.is_dir():
+        raise ConfigError(f"--output: {output} is a folder.", "Name a file in it.")
     if output.exists() or output.is_symlink():
-        raise ConfigError(f"--output: {output} is there already.", "Remove it, or name another file.")
+        # No word of removing it: it may be the prompts themselves, or a device.
+        raise ConfigError(
+            f"--output: {output} is there already, and is not written over.", "Name another file, or move that one."
+        )
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: there is no folder {output.parent}.", "Make it, or name another file.")
 

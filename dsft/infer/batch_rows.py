@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from dsft.core.data.prompts import FimPrompt, Prompt
 from dsft.core.data.rows import Row
 from dsft.core.errors import ConfigError, DsftError, InputError
 from dsft.infer.config import InferConfig
+
+_STDIN_NAME = Path("-")
 
 _STAND_IN = "-"
 """Stands for the answer, so that a question is read exactly as training reads it."""
@@ -61,7 +64,8 @@ def read_asked_rows(path: Path) -> tuple[list[AskedRow], str]:
     """Read a file of prompts.
 
     Args:
-        path: JSON Lines, or a text file with one prompt a line.
+        path: JSON Lines, or a text file with one prompt a line; `-` is stdin. That, and pipes, have no name
+            that would say it and hold JSON Lines.
 
     Returns:
         Its rows in order, and a digest of the file.
@@ -70,16 +74,11 @@ def read_asked_rows(path: Path) -> tuple[list[AskedRow], str]:
         ConfigError: Its name says that it is something else.
         InputError: It can't be read or holds no row.
     """
-    parse = _PARSERS.get(path.suffix.lower())
-    if parse is None:
-        raise ConfigError(
-            f"--file takes JSON Lines (.jsonl, .ndjson) or one prompt a line (.txt), and {path} is neither.",
-            "Rename it, or write it in one of them.",
-        )
+    parse = _choose_parser(path)
     rows = []
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with path.open("rb") as file:
+        with os.fdopen(0, "rb", closefd=False) if path == _STDIN_NAME else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 digest.update(line)
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -92,6 +91,20 @@ def read_asked_rows(path: Path) -> tuple[list[AskedRow], str]:
     if not rows:
         raise InputError(f"{path} holds no prompts.", "Write one a line.")
     return rows, digest.hexdigest()
+
+
+def _choose_parser(path: Path) -> Callable[[str], Any]:
+    if path.is_dir():
+        raise ConfigError(f"--file takes a file of prompts, and {path} is a folder.", "Name a file in it.")
+    if path == _STDIN_NAME or path.is_fifo() or path.is_relative_to("/dev"):
+        return _parse_json
+    parse = _PARSERS.get(path.suffix.lower())
+    if parse is None:
+        raise ConfigError(
+            f"--file takes JSON Lines (.jsonl, .ndjson) or one prompt a line (.txt), and {path} is neither.",
+            "Rename it, or write it in one of them.",
+        )
+    return parse
 
 
 def find_misfit(row: AskedRow, config: InferConfig) -> RowProblem | None:

@@ -113,8 +113,8 @@ def test_json_ends_with_the_figures(models: Path, capsys: pytest.CaptureFixture[
         ("[1, 2]\n", [], "has no row that can be asked"),
         (None, [], "rows.jsonl can't be read"),
         ('"a"\n', ["--output", "no/answers.jsonl"], "there is no folder no"),
-        ('"a"\n', ["--output", "rows.jsonl"], "rows.jsonl is there already"),
-        ('"a"\n', ["--output", "."], "is there already"),
+        ('"a"\n', ["--output", "rows.jsonl"], "rows.jsonl is there already, and is not written over"),
+        ('"a"\n', ["--output", "."], ". is a folder"),
         ('"a"\n', ["--batch-size", "0"], "--batch-size is 0"),
     ],
 )
@@ -127,6 +127,21 @@ def test_what_can_t_be_done_is_told_and_leaves_nothing(
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
     assert [path.name for path in Path().iterdir()] == ([] if content is None else ["rows.jsonl"])
+
+
+def test_stdin_and_stdout_are_files_too(models: Path) -> None:
+    command = [sys.executable, "-m", "dsft", "infer", "--file", "-", "--output", "-"]
+    done = subprocess.run(
+        [*command, "--model", str(models / "greeting"), "--device", "cpu", "--quiet"],
+        input='{"prompt": "a"}\nbad\n',
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert [json.loads(line).get("text") for line in done.stdout.splitlines()] == ["Hé!", None]
+    assert done.stderr.splitlines() == ["warning: -:2: broken JSON: Expecting value (column 1)."]
+    assert done.returncode == 1 and not list(Path().iterdir())
 
 
 def start(models: Path, *more: str) -> "subprocess.Popen[str]":

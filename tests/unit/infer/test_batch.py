@@ -1,6 +1,8 @@
 """Files of prompts: what a row asks, how groups fail, what a journal keeps, and answers in the order of the rows."""
 
 import json
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,7 @@ def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
         ("rows.jsonl", "\n \n", InputError, "holds no prompts"),
         ("rows.jsonl", None, InputError, "can't be read: No such file"),
         ("rows.csv", "a", ConfigError, "is neither"),
+        (".", None, ConfigError, "is a folder"),
     ],
 )
 def test_a_file_that_holds_no_prompts_is_refused(
@@ -120,6 +123,16 @@ def test_a_file_that_holds_no_prompts_is_refused(
         (tmp_path / name).write_text(content)
     with pytest.raises(error, match=message):
         read_asked_rows(tmp_path / name)
+
+
+def test_a_pipe_holds_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=('{"prompt": "a"}\n"b"\n',))
+    writer.start()
+    rows, _ = read_asked_rows(path)
+    writer.join()
+    assert [row.prompt for row in rows] == ["a", "b"]
 
 
 class Groups:
