@@ -1,19 +1,15 @@
-"""`dsft infer`: read the prompt, stream the answer to stdout, tell the rest on stderr."""
+"""`dsft infer`: its options, and which way of asking they choose."""
 
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dsft.cli.errors import Terminated, report
-from dsft.cli.infer_modes import ModeOptions, read_text_value
+from dsft.cli.infer_modes import ModeOptions, read_prompt, read_text_value
 from dsft.cli.options import RUN_PANEL, JsonOption, QuietOption
 from dsft.cli.output import Output
-from dsft.cli.views.infer_statistics import describe_statistics
 from dsft.core.config.schema import TemplateChoice
-from dsft.core.errors import InputError
 from dsft.core.models.device import DeviceChoice
 from dsft.infer.config import DEFAULT_MAX_NEW_TOKENS, InferConfig
 from dsft.infer.dtype import DtypeChoice
@@ -78,7 +74,7 @@ def infer(
         typer.Option(
             "--output",
             metavar="FILE",
-            help="With --file: JSONL file of the answers; one that is there already is gone on with.",
+            help="With --file: new JSONL file of the answers; a batch that broke off is gone on with.",
             rich_help_panel=_MODE_PANEL,
         ),
     ] = None,
@@ -185,7 +181,8 @@ def infer(
         bool,
         typer.Option(
             "--speculate",
-            help="Try what followed the same words before, several tokens at once; the answer stays the same.",
+            help="Try what followed the same words before, several tokens at once; but for rounding ties in 16 bits, "
+            "the answer stays the same.",
             rich_help_panel=RUN_PANEL,
         ),
     ] = False,
@@ -264,39 +261,8 @@ def _dispatch(modes: ModeOptions, config: InferConfig, output: Output) -> None:
     elif modes.is_comparing:
         from dsft.cli.infer_compare import compare
 
-        compare(config, output, _read_prompt(modes.prompt, config.is_raw))
+        compare(config, output, read_prompt(modes.prompt, config.is_raw))
     else:
-        _answer(config, _read_prompt(modes.prompt, config.is_raw), output, is_code=modes.is_code)
+        from dsft.cli.infer_answer import answer
 
-
-def _answer(config: InferConfig, prompt: str, output: Output, *, is_code: bool) -> None:
-    from dsft.cli.infer_answer import AnswerWriter
-    from dsft.infer.code_block import find_code
-    from dsft.infer.run import run_infer
-
-    writer = AnswerWriter(output, is_code=is_code)
-    try:
-        result = run_infer(config, prompt, on_text=writer.write, on_notice=output.note)
-    except (KeyboardInterrupt, Terminated):
-        writer.break_off()
-        raise
-    writer.end()
-    output.emit(asdict(result) | ({"code": find_code(result.text)} if is_code else {}))
-    output.note(describe_statistics(result))
-
-
-def _read_prompt(argument: str | None, is_raw: bool) -> str:
-    if argument not in (None, "-"):
-        return str(argument)
-    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
-        raise InputError(
-            "There is no prompt.", 'Write it as the argument, `dsft infer "prompt"`, or pipe it into stdin.'
-        )
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"The prompt on stdin is not valid UTF-8 at byte {error.start + 1}.", "Give it in the UTF-8 encoding."
-        ) from None
-    # The line end that echo and editors add is no part of a question; a text to be continued is taken to the letter.
-    return text if is_raw else text.removesuffix("\n").removesuffix("\r")
+        answer(config, output, read_prompt(modes.prompt, config.is_raw), is_code=modes.is_code)

@@ -1,13 +1,17 @@
-"""The way of an answer to stdout, piece by piece: coloured on a terminal, as it is elsewhere."""
+"""One prompt answered, and the way of an answer to stdout: coloured on a terminal, as it is elsewhere."""
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from dsft.cli.errors import Terminated
 from dsft.cli.output import Mode, Output
-from dsft.infer.code_block import FenceReader, FirstBlockReader, Part
+from dsft.cli.views.infer_statistics import describe_statistics
+from dsft.infer.code_block import FenceReader, FirstBlockReader, Part, find_code
 
 if TYPE_CHECKING:
     from dsft.cli.views.infer_paint import AnswerPainter
+    from dsft.infer.config import InferConfig
 
 _C0 = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"}
 _C1 = dict.fromkeys(range(0x7F, 0xA0), "\ufffd")
@@ -75,3 +79,28 @@ class AnswerWriter:
             self._output.write(self._held_back + body, end="")
             self._held_back = ""
         self._held_back += text[len(body) :]
+
+
+def answer(config: "InferConfig", output: Output, prompt: str, *, is_code: bool) -> None:
+    """Answer one prompt.
+
+    Args:
+        config: Which model answers, and how.
+        output: Where the answer goes.
+        prompt: What is asked.
+        is_code: Whether only the code of its first block is written.
+
+    Raises:
+        DsftError: Nothing could be generated.
+    """
+    from dsft.infer.run import run_infer
+
+    writer = AnswerWriter(output, is_code=is_code)
+    try:
+        result = run_infer(config, prompt, on_text=writer.write, on_notice=output.note)
+    except (KeyboardInterrupt, Terminated):
+        writer.break_off()
+        raise
+    writer.end()
+    output.emit(asdict(result) | ({"code": find_code(result.text)} if is_code else {}))
+    output.note(describe_statistics(result))

@@ -1,5 +1,6 @@
-"""Which way of asking the options of `dsft infer` choose together, and what contradicts; loads no model."""
+"""Which way of asking the options of `dsft infer` choose, what contradicts, and what is asked; loads no model."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,3 +120,29 @@ def read_text_value(value: str | None, flag: str) -> str | None:
             f"The file of {flag} can't be read: {value[1:]!r}: {reason}.",
             "Check the path; a text that begins with @ is written with two of them.",
         ) from None
+
+
+def read_prompt(argument: str | None, is_raw: bool) -> str:
+    """Return the prompt: the argument, or what stands on stdin.
+
+    Args:
+        argument: As written; None and `-` are stdin.
+        is_raw: Whether the text is continued to the letter.
+
+    Raises:
+        InputError: There is none, or it is not UTF-8.
+    """
+    if argument not in (None, "-"):
+        return str(argument)
+    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
+        raise InputError(
+            "There is no prompt.", 'Write it as the argument, `dsft infer "prompt"`, or pipe it into stdin.'
+        )
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The prompt on stdin is not valid UTF-8 at byte {error.start + 1}.", "Give it in the UTF-8 encoding."
+        ) from None
+    # The line end that echo and editors add is no part of a question; a text to be continued is taken to the letter.
+    return text if is_raw else text.removesuffix("\n").removesuffix("\r")

@@ -259,3 +259,10 @@ def test_the_help_page_lists_each_mode_in_whole_lines(run_dsft: RunDsft, width: 
     )
     words = done.stdout.split()
     assert [flag for flag in flags.split() if flag not in words] == []
+
+
+def test_the_help_page_promises_what_is_so(run_dsft: RunDsft) -> None:
+    done = run_dsft("infer", "--help", env=os.environ | {"COLUMNS": "120"})
+    words = " ".join(done.stdout.replace("│", " ").split())
+    assert "--output FILE With --file: new JSONL file of the answers;" in words  # one that is there is refused
+    assert "but for rounding ties in 16 bits, the answer stays the same" in words
