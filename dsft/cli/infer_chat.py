@@ -32,6 +32,9 @@ _COMMANDS = {
     "/save FILE": "add the conversation to FILE.jsonl for `dsft train`; saved again, its row is written anew",
     "/quit": "leave; Ctrl-D does too",
 }
+_OTHER_NAMES = {"/exit": "/quit", "/bye": "/quit", "/clear": "/reset"}
+"""What other chat programs call them."""
+
 _NAMES = tuple(usage.partition(" ")[0] for usage in _COMMANDS)
 _WITH_ARGUMENT = tuple(usage.partition(" ")[0] for usage in _COMMANDS if " " in usage)
 
@@ -148,7 +151,7 @@ class _ChatLoop:
             self._output.note(
                 "Stopped before the answer began; the question is not kept."
                 if self._chat.has_open_question
-                else "Stopped; the answer is kept as far as it came. /retry asks again, /undo drops it."
+                else "Stopped; the answer is kept as far as it came. /retry asks anew, /undo drops it."
             )
             return
         except (DsftError, Terminated):
@@ -161,13 +164,14 @@ class _ChatLoop:
             self._output.note("The answer says nothing; the question is not kept.")
 
     def _obey(self, command: Command) -> bool:
-        if command.name not in _NAMES:
+        name = _OTHER_NAMES.get(command.name, command.name)
+        if name not in _NAMES:
             raise InputError(
-                f"There is no command {command.name}.", "/help lists them; a question is written with two slashes."
+                f"There is no command {name}.", "/help lists them; a question is written with two slashes."
             )
-        if command.argument and command.name not in _WITH_ARGUMENT:
+        if command.argument and name not in _WITH_ARGUMENT:
             raise InputError(f"{command.name} takes nothing, but {command.argument!r} follows.", "/help lists them.")
-        if command.name == "/quit":
+        if name == "/quit":
             return False
         actions: dict[str, Callable[[], None]] = {
             "/help": lambda: self._output.stderr.print(render_help(_COMMANDS)),
@@ -177,7 +181,7 @@ class _ChatLoop:
             "/system": lambda: self._change_system(command.argument),
             "/save": lambda: self._save(command.argument),
         }
-        actions[command.name]()
+        actions[name]()
         return True
 
     def _reset(self) -> None:

@@ -15,6 +15,8 @@ MARK = "<FILL>"
 MAX_BYTES = 16 * 1024**2
 """A larger file is no source text; its tokens alone would take minutes."""
 
+_STDIN_NAME = Path("-")
+
 _BOM = "\ufeff"
 
 
@@ -64,8 +66,8 @@ class MarkedFile:
         Raises:
             InputError: It is so.
         """
-        status = self.path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        status = None if self.path == _STDIN_NAME else self.path.stat()
+        if status is None or not stat.S_ISREG(status.st_mode):
             raise InputError(f"{self.name} is no regular file, so --in-place can't write it.", "Leave --in-place out.")
         if status.st_nlink > 1:
             raise InputError(
@@ -108,13 +110,18 @@ class MarkedFile:
 def read_marked_file(path: Path) -> MarkedFile:
     """Read a file with exactly one mark.
 
+    Args:
+        path: The file; `-` is stdin. What is no regular file is known by this name alone.
+
     Raises:
         InputError: It can't be read, is too large or no UTF-8, or has no mark or several.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(0, "rb", closefd=False) if path == _STDIN_NAME else path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        real_path = path.resolve(strict=True)
+            is_regular = path != _STDIN_NAME and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        # Behind the links of a shell's pipe stands nothing that has a name.
+        real_path = path.resolve(strict=True) if is_regular else path
     except OSError as error:
         raise InputError(
             f"{path} can't be read: {describe_os_error(error)}.", "Check the file and its rights."

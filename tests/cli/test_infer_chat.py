@@ -165,6 +165,14 @@ def test_commands_say_what_they_did(talk: Talk, capsys: Capture) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["/exit", "/bye"])
+def test_names_of_other_programs_are_known(talk: Talk, capsys: Capture, name: str) -> None:
+    assert talk(f"One?\n/clear\n{name}\nnever asked\n") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Hey, du!\n"
+    assert "A new conversation." in captured.err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -62,6 +62,14 @@ def test_control_characters_reach_pipes_and_files_but_do_not_steer_a_terminal(
     assert Path("x.py").read_text() == "a\x1b[2Jb3"
 
 
+@pytest.mark.parametrize(("more", "code", "out"), [([], 0, "abc\n"), (["--in-place"], 2, "")])
+def test_stdin_is_read_but_not_replaced(models: Path, more: list[str], code: int, out: str) -> None:
+    command = [sys.executable, "-m", "dsft", "infer", "--fim", "-", *more, *give_options(models, "line")]
+    done = subprocess.run(command, input="1<FILL>3", capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, out)
+    assert ("- is no regular file" in done.stderr) == bool(more)
+
+
 def test_in_place_replaces_the_mark_and_says_where(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.py").write_bytes(b"1\r\n2<FILL>3\r\n")
     assert main(["infer", "--fim", "x.py", "--in-place", *give_options(models, "line")]) == 0

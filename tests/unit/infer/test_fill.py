@@ -346,6 +346,17 @@ def test_a_write_protected_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
         read_marked_file(path).check_replaceable()
 
 
+def test_a_shell_s_pipe_is_read_but_not_replaced() -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"a<FILL>b")
+    os.close(write_end)
+    marked = read_marked_file(Path(f"/dev/fd/{read_end}"))
+    assert marked.prompt == FimPrompt("a", "b")
+    with pytest.raises(InputError, match="no regular file"):
+        marked.check_replaceable()
+    os.close(read_end)
+
+
 def test_a_named_pipe_is_read_but_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
