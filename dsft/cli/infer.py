@@ -122,7 +122,8 @@ def infer(
         float | None,
         typer.Option(
             metavar="X",
-            help="Sample at this temperature; without it, and at 0, the likeliest token is taken each time.",
+            help="Sample at this temperature; --top-p and --top-k alone sample at 1. At 0, and without all three, the "
+            "likeliest token is taken each time.",
             rich_help_panel=_SAMPLING_PANEL,
         ),
     ] = None,

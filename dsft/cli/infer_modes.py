@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsft.core.config.schema import TemplateChoice
 from dsft.core.errors import ConfigError, InputError
+from dsft.infer.marked_file import MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class ModeOptions:
     """The options that say what is asked, and those that only go with some of them.
 
     Raises:
-        ConfigError: They contradict; all that is wrong is told at once.
+        ConfigError: They contradict, and all that does is told at once; or one is out of range.
     """
 
     prompt: str | None = None
@@ -38,6 +39,11 @@ class ModeOptions:
         problems = [*self._find_clashes(), *self._find_missing(), *self._find_misfits()]
         if problems:
             raise ConfigError(" ".join(problems), "Leave out what does not go together; `dsft infer --help` lists it.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(
+                f"--batch-size is {self.batch_size}, but must be at least 1.",
+                "`dsft infer --help` lists what each option takes.",
+            )
 
     @property
     def is_filling(self) -> bool:
@@ -70,8 +76,6 @@ class ModeOptions:
         for flag, value in (("--output", self.answers_file), ("--batch-size", self.batch_size)):
             if value is not None and self.prompts_file is None:
                 yield f"{flag} belongs to --file, and there is none."
-        if self.batch_size is not None and self.batch_size < 1:
-            yield f"--batch-size is {self.batch_size}, but must be at least 1."
 
     def _find_misfits(self) -> Iterator[str]:
         modes = self._mode_flags
@@ -100,7 +104,7 @@ def read_text_value(value: str | None, flag: str) -> str | None:
         flag: The option, for errors.
 
     Raises:
-        InputError: The file can't be read or is not UTF-8.
+        InputError: The file can't be read, is too large or is not UTF-8.
     """
     if value is None or not value.startswith("@"):
         return value
@@ -108,7 +112,14 @@ def read_text_value(value: str | None, flag: str) -> str | None:
         return value[1:]
     try:
         # Bytes, because line ends are to stay as they are.
-        return Path(value[1:]).expanduser().read_bytes().decode("utf-8")
+        with Path(value[1:]).expanduser().open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise InputError(
+                f"The file of {flag}, {value[1:]}, is larger than {MAX_BYTES // 1024**2} MiB.",
+                "Give the part near the gap alone.",
+            )
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"The file of {flag}, {value[1:]}, is not valid UTF-8 at byte {error.start + 1}.",

@@ -29,7 +29,8 @@ def check_output(output: Path) -> None:
     if output.exists() or output.is_symlink():
         # No word of removing it: it may be the prompts themselves, or a device.
         raise ConfigError(
-            f"--output: {output} is there already, and is not written over.", "Name another file, or move that one."
+            f"--output: {output} is there already, and is not written over.",
+            "Name another file, or move that one." if output.is_file() else "Name another file.",
         )
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: there is no folder {output.parent}.", "Make it, or name another file.")

@@ -56,7 +56,6 @@ def _quiet_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         (["x", "--in-place"], ["--in-place writes into the file of --fim, and there is none."]),
         (["--fim-prefix", "x", "--in-place"], ["--in-place writes into the file of --fim, and there is none."]),
         (["x", "--output", "f", "--batch-size", "2"], ["--output belongs to --file", "--batch-size belongs to --file"]),
-        (["--file", "f", "--batch-size", "0"], ["--batch-size is 0, but must be at least 1."]),
         (["--chat", "--code"], ["--code prints the code of a single answer, so it does not go with --chat."]),
         (["x", "--compare", "--code"], ["so it does not go with --compare."]),
         (["--chat", "--json"], ["--json is for programs, but --chat for people."]),
@@ -81,6 +80,13 @@ def test_options_that_contradict_are_refused_together(
     assert "dsft infer --help" in hint
 
 
+def test_a_number_out_of_range_is_not_told_to_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["infer", "--file", "f", "--batch-size", "0"]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: --batch-size is 0, but must be at least 1."
+    assert "lists what each option takes" in hint
+
+
 def test_options_are_refused_before_anything_heavy_is_imported() -> None:
     code = (
         "import sys; from dsft.cli.app import main; code = main(['infer', 'x', '--chat']);"
@@ -100,7 +106,13 @@ def test_a_text_option_is_a_text_or_a_file(tmp_path: Path, value: str | None, te
 
 @pytest.mark.parametrize(
     ("value", "found"),
-    [("@nowhere", "No such file"), ("@", "directory"), ("@bad", "UTF-8 at byte 2"), ("@a\0", "null")],
+    [
+        ("@/dev/zero", "larger than 16 MiB"),
+        ("@nowhere", "No such file"),
+        ("@", "directory"),
+        ("@bad", "UTF-8 at byte 2"),
+        ("@a\0", "null"),
+    ],
 )
 def test_a_file_of_a_text_option_that_can_not_be_read_is_named(tmp_path: Path, value: str, found: str) -> None:
     (tmp_path / "bad").write_bytes(b"a\xff")
