@@ -115,7 +115,7 @@ class Session:
         with _telling_out_of_memory():
             from dsft.infer.decoding.make import make_decoder, read_end_token_ids
 
-            model = load_model(self._source, self._choice.adapter_dir, self._placement)
+            model = load_model(self._source, self._choice.adapter_dir, self._placement, self._on_notice)
             self._own_end_token_ids = read_end_token_ids(model)
             self._decoder = make_decoder(model, self._on_notice)
             self._model = model
