@@ -262,8 +262,8 @@ def _dispatch(modes: ModeOptions, config: InferConfig, output: Output) -> None:
     elif modes.is_comparing:
         from dsft.cli.infer_compare import compare
 
-        compare(config, output, read_prompt(modes.prompt, config.is_raw))
+        compare(config, output, read_prompt(modes.prompt, config.is_raw, output.note))
     else:
         from dsft.cli.infer_answer import answer
 
-        answer(config, output, read_prompt(modes.prompt, config.is_raw), is_code=modes.is_code)
+        answer(config, output, read_prompt(modes.prompt, config.is_raw, output.note), is_code=modes.is_code)

@@ -1,12 +1,16 @@
 """Which way of asking the options of `dsft infer` choose, what contradicts, and what is asked; loads no model."""
 
+import fcntl
+import struct
 import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsft.core.config.schema import TemplateChoice
 from dsft.core.errors import ConfigError, InputError
+from dsft.core.notices import Notify
 from dsft.infer.marked_file import MAX_BYTES
 
 
@@ -133,17 +137,24 @@ def read_text_value(value: str | None, flag: str) -> str | None:
         ) from None
 
 
-def read_prompt(argument: str | None, is_raw: bool) -> str:
+def read_prompt(argument: str | None, is_raw: bool, on_notice: Notify) -> str:
     """Return the prompt: the argument, or what stands on stdin.
 
     Args:
         argument: As written; None and `-` are stdin.
         is_raw: Whether the text is continued to the letter.
+        on_notice: Is told where something stands on stdin that is not read.
 
     Raises:
         InputError: There is none, or it is not UTF-8.
     """
     if argument not in (None, "-"):
+        # Never read: in a shell's `while read` loop stdin is the loop's list, and an open pipe would be waited for.
+        if _has_waiting_text():
+            on_notice(
+                "stdin was not read, because the prompt was given as the argument. To ask with both: "
+                'dsft infer "PROMPT $(cat FILE)"'
+            )
         return str(argument)
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise InputError(
@@ -157,3 +168,16 @@ def read_prompt(argument: str | None, is_raw: bool) -> str:
         ) from None
     # The line end that echo and editors add is no part of a question; a text to be continued is taken to the letter.
     return text if is_raw else text.removesuffix("\n").removesuffix("\r")
+
+
+def _has_waiting_text() -> bool:
+    """Return whether a file or pipe on stdin has something to be read at this moment; reads nothing of it."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return False
+    try:
+        # Of files what is left, of pipes and sockets what has come. A poll would say yes at the end of a file too.
+        answer = fcntl.ioctl(sys.stdin.fileno(), termios.FIONREAD, struct.pack("i", 0))
+    except (OSError, ValueError):  # a device as /dev/null, or no real file
+        return False
+    num_bytes: int = struct.unpack("i", answer)[0]
+    return num_bytes != 0  # negative where a file has more than an int tells

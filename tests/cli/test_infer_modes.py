@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from dsft.cli.app import main
 from dsft.cli.errors import Terminated
-from dsft.cli.infer_modes import read_text_value
+from dsft.cli.infer_modes import read_prompt, read_text_value
 from dsft.core.errors import InputError, ModelError
 from dsft.infer.session import Session
 from tests.conftest import RunDsft
@@ -260,6 +260,51 @@ def test_head_ends_a_comparison_quietly(models: Path) -> None:
     )
     assert done.stdout == f"=== Base alone: {models / 'greeting'} ===\n"
     assert done.stderr == "0\n"
+
+
+UNREAD = (
+    "stdin was not read, because the prompt was given as the argument. To ask with both: "
+    'dsft infer "PROMPT $(cat FILE)"'
+)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "told"),
+    [
+        ("< list.txt", [UNREAD]),
+        ("< empty.txt", []),
+        ("< /dev/null", []),
+        ("<&-", []),
+    ],
+)
+def test_text_on_stdin_beside_a_prompt_is_told_of(
+    models: Path, tmp_path: Path, redirection: str, told: list[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("one\ntwo\n")
+    (tmp_path / "empty.txt").touch()
+    dsft = f'"{sys.executable}" -m dsft infer x --model "{models / "greeting"}" --template instruction {" ".join(CPU)}'
+    done = subprocess.run(
+        ["sh", "-c", f"({dsft}; cat) {redirection}"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "Héy 你😀\n" + ("one\ntwo\n" if told else "")  # what was not read is still there
+    assert [line for line in done.stderr.splitlines() if line.startswith("stdin")] == told
+
+
+def test_a_pipe_is_not_waited_for_where_a_prompt_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    notices: list[str] = []
+    with os.fdopen(read_end) as stdin, os.fdopen(write_end, "w") as writer:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert read_prompt("x", is_raw=False, on_notice=notices.append) == "x"  # nothing has come yet
+        assert notices == []
+        writer.write("code")
+        writer.flush()
+        assert read_prompt("x", is_raw=False, on_notice=notices.append) == "x"
+        assert notices == [UNREAD]
+        writer.close()
+        assert read_prompt("-", is_raw=False, on_notice=notices.append) == "code"
+        assert read_prompt("x", is_raw=False, on_notice=notices.append) == "x"  # a pipe at its end
+    assert notices == [UNREAD]
 
 
 @pytest.mark.parametrize("width", ["80", "120"])
