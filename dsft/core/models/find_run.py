@@ -91,8 +91,11 @@ def choose_model(model: str | None, base: str | None, parent: Path, option: str 
 
     Raises:
         ModelError: No run, or a damaged adapter_config.json, training_summary.json or run.json.
-        ConfigError: A base model was named for something that is no adapter.
+        ConfigError: A name is empty, or a base model was named for something that is no adapter.
     """
+    for name, flag in ((model, option or "The model's name"), (base, "--base")):
+        if name is not None and not name.strip():  # as a path it would be the working folder
+            raise ConfigError(f"{flag} is empty.", "Name a folder or hub id, or leave it out.")
     folder = find_newest_run(parent, option) if model is None else Path(model).expanduser()
     name = f"./{folder.name}" if model is None else model
     record = _find_record(folder)

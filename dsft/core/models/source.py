@@ -8,7 +8,7 @@ from typing import Any
 
 from dsft.core.errors import ModelError, UnreachableHubError
 from dsft.core.hub import is_hub_reachable
-from dsft.core.paths import resolve_builtin
+from dsft.core.paths import presets_dir, resolve_builtin
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class ModelSource:
             "trust_remote_code": False,
         }
 
+
+_BUILTIN = "builtin:"
 
 _SAMPLED_BLOCKS = 64
 _BLOCK_BYTES = 4096
@@ -84,8 +86,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
     builtin = resolve_builtin(name)
     if builtin is not None or _looks_like_path(name):
         folder = builtin if builtin is not None else Path(name).expanduser()
-        if not folder.is_dir():
-            raise ModelError(f"There is no model folder {name}.", "Check the path given as --model-name.")
+        _check_folder(folder, name)
         if revision is not None:
             raise ModelError(
                 f"model_revision: {name} is a local folder, and only models of the hub have revisions.",
@@ -94,6 +95,25 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         config = _read_config(folder / "config.json", name)
         return ModelSource(name, str(folder.resolve()), None, None, config)
     return _find_on_hub(name, revision)
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    # What was found is said so that it does without the hint: commands with another option have hints of their own.
+    if name.startswith(_BUILTIN) and not (folder / "config.json").is_file():
+        root = presets_dir()
+        models = sorted(f"{_BUILTIN}{path.parent.relative_to(root)}" for path in root.rglob("config.json"))
+        raise ModelError(
+            f"There is no model folder {name}; dsft brings along {', '.join(models)}.", "Take one of those."
+        )
+    if folder.is_file() and folder.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"{name} is a GGUF file, which llama.cpp and Ollama read, but dsft does not.",
+            "Give the folder or hub id of the model that it was made from.",
+        )
+    if folder.is_file():
+        raise ModelError(f"{name} is a file, and a model is a folder.", "Give the folder that the file is in.")
+    if not folder.is_dir():
+        raise ModelError(f"There is no model folder {name}.", "Check the path given as --model-name.")
 
 
 def _looks_like_path(name: str) -> bool:

@@ -175,6 +175,25 @@ def test_base_is_for_adapters(tmp_path: Path) -> None:
         choose_model(str(make_model(tmp_path / "model")), "other", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("model", "base", "option", "found"),
+    [
+        ("", None, "--model", "--model is empty."),
+        (" ", None, None, "The model's name is empty."),
+        ("./x", "", "--model", "--base is empty."),
+        (None, "", "--model", "--base is empty."),
+    ],
+)
+def test_an_empty_name_is_not_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str | None, base: str | None, option: str | None, found: str
+) -> None:
+    make_model(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        choose_model(model, base, tmp_path, option)
+    assert caught.value.found == found
+
+
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nothing"])
 def test_a_missing_model_is_told_without_a_flag_of_training(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match="no model folder") as caught:

@@ -32,6 +32,27 @@ def test_a_missing_folder_is_no_hub_id(name: str):
         find_model(name)
 
 
+@pytest.mark.parametrize("name", ["builtin:tiny", "builtin:", "builtin:nothing", "builtin:../../etc"])
+def test_a_builtin_name_that_is_no_model_leads_to_those_that_are(name: str):
+    with pytest.raises(ModelError) as caught:
+        find_model(name)
+    assert caught.value.found == f"There is no model folder {name}; dsft brings along builtin:tiny/model."
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [
+        ("model-q8_0.GGUF", "{} is a GGUF file, which llama.cpp and Ollama read, but dsft does not."),
+        ("model.safetensors", "{} is a file, and a model is a folder."),
+    ],
+)
+def test_a_file_is_named_as_such(tmp_path: Path, file: str, found: str):
+    (tmp_path / file).touch()
+    with pytest.raises(ModelError) as caught:
+        find_model(str(tmp_path / file))
+    assert caught.value.found == found.format(tmp_path / file)
+
+
 def test_a_builtin_name_cannot_leave_the_presets():
     with pytest.raises(ModelError):
         find_model("builtin:../../etc")
