@@ -100,6 +100,8 @@ def _report_usage(error: BaseException) -> Report | None:
     else:
         message: str = error.format_message()  # type: ignore[attr-defined]  # of typer's exceptions
         found = message.replace(": Value error, ", ": ")
+        if "unexpected extra argument" in message and command.endswith(" infer"):
+            fix = f'A prompt of several words needs quotes: `{command} "PROMPT"`. {fix}'
     return Report("UsageError", found, fix, ExitCode.WRONG_INPUT)
 
 

@@ -262,6 +262,14 @@ def test_head_ends_a_comparison_quietly(models: Path) -> None:
     assert done.stderr == "0\n"
 
 
+@pytest.mark.parametrize("arguments", [["hello", "world"], ["hello", "big", "world", "--quiet"]])
+def test_a_prompt_without_quotes_is_told_of_them(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main(["infer", *arguments]) == 2
+    assert '\nhint: A prompt of several words needs quotes: `dsft infer "PROMPT"`.' in capsys.readouterr().err
+    assert main(["train", *arguments]) == 2
+    assert "quotes" not in capsys.readouterr().err
+
+
 UNREAD = (
     "stdin was not read, because the prompt was given as the argument. To ask with both: "
     'dsft infer "PROMPT $(cat FILE)"'
