@@ -62,9 +62,12 @@ class InferConfig:
     device: DeviceChoice = "auto"
 
     def __post_init__(self) -> None:
-        problems = list(self._find_problems())
-        if problems:
-            raise ConfigError(" ".join(problems), "`dsft infer --help` lists what each option takes.")
+        wrong, clashes = list(self._find_wrong()), list(self._find_clashes())
+        if wrong or clashes:
+            fixes = ["`dsft infer --help` lists what each option takes."] if wrong else []
+            if clashes:
+                fixes.append("Leave out one of two that contradict." if wrong else "Leave one of them out.")
+            raise ConfigError(" ".join([*wrong, *clashes]), " ".join(fixes))
         check_text(self.system or "", "The system text")
 
     @property
@@ -74,7 +77,7 @@ class InferConfig:
             return self.top_p is not None or self.top_k is not None
         return self.temperature > 0
 
-    def _find_problems(self) -> Iterator[str]:
+    def _find_wrong(self) -> Iterator[str]:
         limits = (
             ("--max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
             (
@@ -98,6 +101,8 @@ class InferConfig:
                 yield f"{flag} is {value}, but must be {requirement}."
         if "" in self.stop:
             yield "--stop is empty, but must be a text."
+
+    def _find_clashes(self) -> Iterator[str]:
         if self.temperature == 0 and (self.top_p is not None or self.top_k is not None):
             yield "--top-p and --top-k sample, but --temperature 0 asks for the likeliest token each time."
         if self.is_raw and self.template != "auto":

@@ -53,6 +53,25 @@ def test_names_all_that_is_wrong_at_once() -> None:
     assert caught.value.exit_code == 2
 
 
+HELP = "`dsft infer --help` lists what each option takes."
+
+
+@pytest.mark.parametrize(
+    ("settings", "fix"),
+    [
+        ({"is_raw": True, "system": "Be brief."}, "Leave one of them out."),
+        ({"is_raw": True, "template": "chat"}, "Leave one of them out."),
+        ({"temperature": 0.0, "top_k": 5}, "Leave one of them out."),
+        ({"top_k": 0}, HELP),
+        ({"top_k": 0, "is_raw": True, "template": "chat"}, f"{HELP} Leave out one of two that contradict."),
+    ],
+)
+def test_the_hint_fits_what_is_wrong(settings: dict[str, Any], fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        InferConfig(**settings)
+    assert caught.value.fix == fix
+
+
 def test_refuses_bytes_that_are_no_text() -> None:
     with pytest.raises(InputError, match="system text is not valid UTF-8 at character 3"):
         InferConfig(system="ab\udcff")
