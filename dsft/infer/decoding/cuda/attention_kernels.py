@@ -27,12 +27,8 @@ def attend_to_parts(
     SIZE: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """Attend with the heads that share a key head, to one part of the keys."""
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0)
     kv_head = tl.program_id(1)
     part = tl.program_id(2)
@@ -54,12 +50,12 @@ def attend_to_parts(
         places = first + tl.arange(0, BLOCK_K)
         in_keys = places < last_key
         key = tl.load(keys + start + places[None, :] * SIZE + column[:, None], mask=in_keys[None, :], other=0.0)
-        value = tl.load(values + start + places[:, None] * SIZE + column[None, :], mask=in_keys[:, None], other=0.0)
         scores = tl.where(in_keys[None, :], tl.dot(query, key) * scaling, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         shares = tl.exp(scores - new_largest[:, None])
         kept = tl.exp(largest - new_largest)
         total = total * kept + tl.sum(shares, 1)
+        value = tl.load(values + start + places[:, None] * SIZE + column[None, :], mask=in_keys[:, None], other=0.0)
         mixed = tl.dot(shares.to(value.dtype), value, mixed * kept[:, None])
         largest = new_largest
     place = head * NUM_PARTS + part
@@ -77,12 +73,8 @@ def join_parts(
     num_heads,
     NUM_PARTS: tl.constexpr,
     SIZE: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """Add the parts up: one program a token and head."""
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     place = tl.program_id(0) * num_heads + tl.program_id(1)
     part = tl.arange(0, NUM_PARTS)
     column = tl.arange(0, SIZE)

@@ -44,12 +44,8 @@ def add_and_normalize(
     HAS_DELTA: tl.constexpr,
     NUM_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """Add a layer's result to the residual stream and normalize it (RMSNorm, arXiv:1910.07467): one program a token."""
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     DTYPE: tl.constexpr = out.dtype.element_ty
     token = tl.program_id(0)
     column = tl.arange(0, BLOCK)
@@ -79,12 +75,8 @@ def add_updated(
     NUM_LOWERED_PARTS: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """Add the result of a layer with an adapter to the residual stream."""
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     DTYPE: tl.constexpr = residual.dtype.element_ty
     token = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -148,15 +140,11 @@ def rotate_and_store(
     NUM_PARTS: tl.constexpr,
     NUM_LOWERED_PARTS: tl.constexpr,
     RANK: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """Rotate queries and keys (RoPE, arXiv:2104.09864) and put keys and values into the cache.
 
     A program takes CHUNK numbers of the lower half of a head and their partners in the upper one; with a norm all.
     """
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     DTYPE: tl.constexpr = queries.dtype.element_ty
     head = tl.program_id(0)
     token = tl.program_id(1)
@@ -217,12 +205,8 @@ def gate(
     NUM_LOWERED_PARTS: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """Compute silu(gate) * up (SwiGLU, arXiv:2002.05202)."""
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     DTYPE: tl.constexpr = out.dtype.element_ty
     token = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -81,12 +81,10 @@ def _scale_pairs(first, second, factor):
 @triton.jit
 def _multiply_nf4_one(
     states, packed, scales, scale_code, group_scales, group_offsets, out, t0, t1, t2, t3, t4, t5, t6, t7, first_row,
-    num_rows, first_vector, K: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, VECTORS: tl.constexpr,
-    OVERLAPS: tl.constexpr,
+    num_rows, first_vector, K: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    VECTORS: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of a stretch of K for some rows; each lane keeps its numbers of the token for all of them.
-
-    Weights are asked for before the kernel that makes the token's numbers has ended.
 
     The numbers are float16, scaled by a power of two so that the largest is near 4096: what is below 2^-36 of it is
     lost, and a sum of four products, made in float16, is as exact as one of bfloat16 weights.
@@ -95,20 +93,6 @@ def _multiply_nf4_one(
     lane = first_vector + tl.arange(0, VECTORS)[None, None, :, None] * 32 + tl.arange(0, 32)[:, None, None, None]
     word = tl.arange(0, 4)[None, None, None, :]
     in_lane = lane < K // HALF
-    rows = first_row + tl.arange(0, ROWS)
-    in_rows = rows < num_rows
-    words = tl.load(
-        packed + rows[None, :, None, None] * (K // 8) + lane * 4 + word,
-        mask=in_rows[None, :, None, None] & in_lane,
-        other=0,
-        eviction_policy="evict_first",
-    )
-    vector = first_vector + tl.arange(0, VECTORS)[None, None, :] * 32 + tl.arange(0, 32)[:, None, None]
-    where = in_rows[None, :, None] & (vector < K // HALF)
-    index = rows[None, :, None] * (K // BLOCK) + vector // 2
-    scale = _read_scales(scales, scale_code, group_scales, group_offsets, index, where)
-    if OVERLAPS:
-        tl.extra.cuda.gdc_wait()
     sixteen = tl.arange(0, 16)[None, None, None, :]
     all_words = tl.load(states + lane * 16 + sixteen, mask=in_lane & (sixteen < 16), other=0)
     # Of the sixteen words of a vector each four belong to one of packed weights: 4 j + 2 i + h.
@@ -124,22 +108,34 @@ def _multiply_nf4_one(
     top = tl.max(tl.max(tl.max(tl.max(largest, 3), 2), 1), 0)
     exponent = tl.floor(tl.log2(tl.maximum(top, 1e-30)))
     factor = tl.exp2(11.0 - exponent)
+    inverse = tl.exp2(exponent - 11.0)
     x0 = _scale_pairs(a0, b0, factor)
     x1 = _scale_pairs(a1, b1, factor)
     x2 = _scale_pairs(a2, b2, factor)
     x3 = _scale_pairs(a3, b3, factor)
-    sums = tl.sum(_multiply_words(words, x0, x1, x2, x3, t0, t1, t2, t3, t4, t5, t6, t7), 3)
-    total = tl.sum(tl.sum(sums * scale, 2), 0)
-    tl.store(out + rows, total * tl.exp2(exponent - 11.0), mask=in_rows)
+    vector = first_vector + tl.arange(0, VECTORS)[None, None, :] * 32 + tl.arange(0, 32)[:, None, None]
+    for offset in range(0, ROWS, BLOCK_N):
+        rows = first_row + offset + tl.arange(0, BLOCK_N)
+        in_rows = rows < num_rows
+        words = tl.load(
+            packed + rows[None, :, None, None] * (K // 8) + lane * 4 + word,
+            mask=in_rows[None, :, None, None] & in_lane,
+            other=0,
+            eviction_policy="evict_first",
+        )
+        sums = tl.sum(_multiply_words(words, x0, x1, x2, x3, t0, t1, t2, t3, t4, t5, t6, t7), 3)
+        where = in_rows[None, :, None] & (vector < K // HALF)
+        index = rows[None, :, None] * (K // BLOCK) + vector // 2
+        scale = _read_scales(scales, scale_code, group_scales, group_offsets, index, where)
+        total = tl.sum(tl.sum(sums * scale, 2), 0)
+        tl.store(out + rows, total * inverse, mask=in_rows)
 
 
 @triton.jit
 def _multiply_plain_one(
     states, weights, out, first_row, num_rows, first_word, last_word,
-    K: tl.constexpr, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, OVERLAPS: tl.constexpr,
+    K: tl.constexpr, DTYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    if OVERLAPS:
-        tl.extra.cuda.gdc_wait()
     rows = first_row + tl.arange(0, BLOCK_R)
     in_rows = rows < num_rows
     total = tl.zeros([BLOCK_R, BLOCK_W], tl.float32)
@@ -179,12 +175,10 @@ def multiply_one(
     K: tl.constexpr,
     DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     VECTORS: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
-    """Compute W x and A x of one token, in stretches of VECTORS * 1024 of K: ROWS rows a program."""
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
+    """Compute W x and A x of one token, in stretches of VECTORS * 1024 of K: ROWS rows a program, BLOCK_N at a time."""
     program = tl.program_id(0)
     split = tl.program_id(1)
     # A first: it takes longest for its bytes, and the rows of W fill up what it leaves idle.
@@ -193,13 +187,13 @@ def multiply_one(
         first_word = split * VECTORS * 512
         _multiply_plain_one(
             states, rows_a, out_a + split * num_rows_a, program * _ROWS_A, num_rows_a, first_word,
-            first_word + VECTORS * 512, K, DTYPE, _ROWS_A, 256, OVERLAPS,
+            first_word + VECTORS * 512, K, DTYPE, _ROWS_A, 256,
         )  # fmt: skip
     else:
         _multiply_nf4_one(
             states, packed, scales, scale_code, group_scales, group_offsets, out + split * out_width, t0, t1, t2, t3,
-            t4, t5, t6, t7, (program - num_programs_a) * ROWS, num_rows, split * VECTORS * 32, K, DTYPE, ROWS, VECTORS,
-            OVERLAPS,
+            t4, t5, t6, t7, (program - num_programs_a) * ROWS, num_rows, split * VECTORS * 32, K, DTYPE, ROWS, BLOCK_N,
+            VECTORS,
         )  # fmt: skip
 
 
@@ -281,12 +275,8 @@ def multiply_few(
     BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
     STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):
     """Compute x Wᵀ and x Aᵀ of a few tokens by matrix units, in parts of K: BLOCK_N rows, BLOCK_T tokens a program."""
-    if OVERLAPS:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     program = tl.program_id(0)
     split = tl.program_id(1)
     tokens = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)

@@ -8,7 +8,7 @@ import triton
 from torch.nn import functional
 
 from dsft.infer.decoding.cuda import attention_kernels, block_kernels
-from dsft.infer.decoding.cuda.products import MAX_FEW_TOKENS, FusedLinear, Product, overlap
+from dsft.infer.decoding.cuda.products import MAX_FEW_TOKENS, FusedLinear, Product
 from dsft.infer.decoding.cuda.weights import BlockWeights, ModelWeights
 
 _KEY_BLOCK = 64
@@ -89,7 +89,6 @@ class Passes:
         self._weights = weights
         self._cache = cache
         self._is_adapted = is_adapted
-        self._overlap = overlap(weights.embedding.device)
 
     @torch.no_grad()
     def read(self, tokens: Tokens, wanted: torch.Tensor | None = None) -> torch.Tensor:
@@ -129,7 +128,6 @@ class Passes:
         block_kernels.add_and_normalize[(num_tokens,)](
             residual, parts, weight, out, parts.stride(0), self._weights.eps, hidden_size,
             HAS_DELTA=delta is not None, NUM_PARTS=len(parts), BLOCK=triton.next_power_of_2(hidden_size), num_warps=16,
-            **self._overlap,
         )  # fmt: skip
         return out
 
@@ -143,7 +141,7 @@ class Passes:
         block_kernels.add_updated[(triton.cdiv(hidden_size, _UPDATE_BLOCK), num_tokens)](
             residual, product.parts, lowered, rows_b, product.parts.stride(0), lowered.stride(0), hidden_size, rank,
             NUM_PARTS=len(product.parts), NUM_LOWERED_PARTS=len(lowered), RANK=rank, BLOCK=_UPDATE_BLOCK,
-            num_warps=_NUM_WARPS, **self._overlap,
+            num_warps=_NUM_WARPS,
         )  # fmt: skip
         return None
 
@@ -156,7 +154,7 @@ class Passes:
         block_kernels.gate[(triton.cdiv(width, block_size), num_tokens)](
             product.parts, lowered, rows_b, out, product.parts.stride(0), lowered.stride(0), width, 2 * rank,
             NUM_PARTS=len(product.parts), NUM_LOWERED_PARTS=len(lowered), RANK=rank,
-            BLOCK=block_size, num_warps=_NUM_WARPS, **self._overlap,
+            BLOCK=block_size, num_warps=_NUM_WARPS,
         )  # fmt: skip
         return out
 
@@ -177,7 +175,6 @@ class Passes:
             key_norm, queries, keys, values, product.parts.stride(0), lowered.stride(0), weights.eps, num_heads,
             num_kv_heads, cache.capacity, 3 * rank, HAS_NORM=has_norm, SIZE=size, CHUNK=chunk,
             NUM_PARTS=len(product.parts), NUM_LOWERED_PARTS=len(lowered), RANK=rank, num_warps=_NUM_WARPS,
-            **self._overlap,
         )  # fmt: skip
         if tokens.stretches:
             return self._attend_in_stretches(queries, keys, values, tokens.stretches)
@@ -196,11 +193,11 @@ class Passes:
         attention_kernels.attend_to_parts[(num_tokens, num_kv_heads, num_parts)](
             queries, keys, values, tokens.positions, tokens.slots, partial, maxima, sums, size**-0.5, num_heads,
             num_kv_heads, self._cache.capacity, NUM_PARTS=num_parts, NUM_GROUPED=num_grouped, SIZE=size,
-            BLOCK_G=max(16, triton.next_power_of_2(num_grouped)), BLOCK_K=_KEY_BLOCK, num_warps=4, **self._overlap,
+            BLOCK_G=max(16, triton.next_power_of_2(num_grouped)), BLOCK_K=_KEY_BLOCK, num_warps=4,
         )  # fmt: skip
         out = torch.empty_like(queries)
         attention_kernels.join_parts[(num_tokens, num_heads)](
-            partial, maxima, sums, out, num_heads, NUM_PARTS=num_parts, SIZE=size, num_warps=2, **self._overlap
+            partial, maxima, sums, out, num_heads, NUM_PARTS=num_parts, SIZE=size, num_warps=2
         )
         return out.view(num_tokens, num_heads * size)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -15,7 +14,6 @@ MAX_FEW_TOKENS = 64
 """Up to here NF4 weights are unpacked on the way into the sum; above, written out once and multiplied by cuBLAS."""
 
 _RANK_MULTIPLE = 16
-_HOPPER = (9, 0)
 
 # Found on an H200 for the layers of the 6.7B model.
 _LANE_STRETCH = 1024  # of K, that the 32 lanes of a warp read in one load each
@@ -185,7 +183,7 @@ def _launch(
         nf4_kernels.multiply_one[(programs, num_splits)](
             words, rows.packed.view(torch.int32), *rows.scale_tensors, out, rows_a.view(torch.int32), out_a,
             *TABLES, rows.num_rows, num_rows_a, out_width, K=num_inputs, DTYPE=dtype, ROWS=_ROWS_ONE,
-            VECTORS=_NUM_VECTORS, num_warps=4, **overlap(states.device),
+            BLOCK_N=_ROWS_ONE, VECTORS=_NUM_VECTORS, num_warps=4,
         )  # fmt: skip
         return
     block, tile = 32, 16 if num_tokens <= 16 else 32
@@ -193,22 +191,12 @@ def _launch(
     nf4_kernels.multiply_few[(programs, num_splits, triton.cdiv(num_tokens, tile))](
         words, rows.packed, *rows.scale_tensors, out, rows_a.view(torch.int32), out_a, num_tokens, rows.num_rows,
         num_rows_a, out_width, K=num_inputs, NUM_SPLITS=num_splits, DTYPE=dtype, BLOCK_T=tile, BLOCK_N=block,
-        BLOCK_B=4, STAGES=3, num_warps=2, **overlap(states.device),
+        BLOCK_B=4, STAGES=3, num_warps=2,
     )  # fmt: skip
 
 
 def _triton_type(dtype: torch.dtype) -> "triton.language.dtype":
     return {torch.bfloat16: triton.language.bfloat16, torch.float16: triton.language.float16}[dtype]
-
-
-@cache
-def overlap(device: torch.device) -> dict[str, bool]:
-    """Return the arguments that let a kernel begin while the one before it ends (programmatic dependent launch).
-
-    Cards from Hopper on can do so. Each kernel waits for the one before before it reads what that writes.
-    """
-    can_overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HOPPER
-    return {"OVERLAPS": True, "launch_pdl": True} if can_overlap else {"OVERLAPS": False}
 
 
 def pad_rank(rank: int) -> int:
