@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dsft.core.data.prompts import FimPrompt, Prompt, PromptTemplate, TemplateName, get_template
-from dsft.core.errors import InputError, ModelError
+from dsft.core.errors import DataError, InputError, ModelError
 from dsft.core.models.find_run import ModelChoice
 from dsft.core.models.source import ModelSource
 from dsft.core.notices import Notify
@@ -14,6 +14,8 @@ from dsft.infer.config import InferConfig, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_WITHOUT_SYSTEM: tuple[TemplateName, ...] = ("text", "fim")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class PromptEncoder:
         if self._config.is_raw and isinstance(prompt, str):
             return self._make(self._tokenizer(prompt)["input_ids"], [int(self._tokenizer.eos_token_id)], None)
         name: TemplateName = "fim" if isinstance(prompt, FimPrompt) else self._choose_template()
+        if self._config.system is not None and name in _WITHOUT_SYSTEM:
+            raise DataError(
+                f"The template {name} has no place for a system text.",
+                "Leave --system out, or choose another --template.",
+            )
         template = self._get_template(name)
         token_ids = template.encode_prompt(prompt, self._config.system)
         return self._make(token_ids, list(template.stop_token_ids), name)

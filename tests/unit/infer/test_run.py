@@ -202,6 +202,18 @@ def test_the_system_text_reaches_the_chat_template(models: Path, transcript: Tra
     assert system.num_prompt_tokens == without.num_prompt_tokens + len("<system>\nBe brief.\n")
 
 
+def test_a_template_without_a_system_text_says_so_chosen_or_recorded(
+    models: Path, tmp_path: Path, transcript: Transcript
+) -> None:
+    folder = Path(shutil.copytree(models / "greeting", tmp_path / "greeting"))
+    write_summary(folder, str(folder), "text")
+    for model, settings in ((folder, {}), (models / "greeting", {"template": "text"})):
+        with pytest.raises(InputError) as caught:
+            transcript.run("x", model=str(model), system="Be brief.", **settings)
+        assert caught.value.found == "The template text has no place for a system text."
+        assert caught.value.fix == "Leave --system out, or choose another --template."
+
+
 def test_a_prompt_the_template_refuses_is_told(models: Path, transcript: Transcript) -> None:
     with pytest.raises(InputError, match=r"prompt can't be written: .*U\+FDD0"):
         transcript.run("x\ufdd0", model=str(models / "chat"))
