@@ -172,6 +172,9 @@ class CountingDecoder:
             text.append(token_id)
         return self._logits()
 
+    def know(self, token_ids: Sequence[int]) -> None:
+        assert [text[-1] for text in self.texts] == [max(0, token_id) for token_id in token_ids]
+
     def extend(self, token_ids: Sequence[int]) -> torch.Tensor:
         raise NotImplementedError
 
