@@ -71,8 +71,8 @@ def comparisons(base: Path, adapter: Path, merged: Path, shared: Path) -> dict[s
     runs = {
         "base": (base, "--dtype", "float32", *LOOKUP_AND_ROWS),
         "bfloat16": (base, "--dtype", "bfloat16", "--check-float32", *LOOKUP_AND_ROWS),
-        "adapter": (base, "--adapter", adapter, "--dtype", "float32", "--skip-one", *LOOKUP_AND_ROWS),
-        "merged": (merged, "--dtype", "float32", "--skip-one", *LOOKUP_AND_ROWS),
+        "adapter": (base, "--adapter", adapter, "--dtype", "float32", *LOOKUP_AND_ROWS),
+        "merged": (merged, "--dtype", "float32", *LOOKUP_AND_ROWS),
     }
     script = REPOSITORY / "scripts" / "compare_generation.py"
     prompts = ("--prompts", shared / "data" / "humaneval-python.jsonl", "--num", NUM_PROMPTS)
@@ -93,8 +93,7 @@ def comparisons(base: Path, adapter: Path, merged: Path, shared: Path) -> dict[s
 @pytest.mark.parametrize(
     ("model", "way"),
     [
-        ("base", "one"),
-        *((model, way) for model in ("base", "adapter", "merged") for way in ("lookup", "rows")),
+        *((model, way) for model in ("base", "adapter", "merged") for way in ("one", "lookup", "rows")),
         ("bfloat16", "one"),
     ],
 )
