@@ -117,7 +117,15 @@ class PromptEncoder:
 
     def _get_template(self, name: TemplateName) -> PromptTemplate:
         if name not in self._templates:
-            self._templates[name] = get_template(name, self._tokenizer)
+            try:
+                self._templates[name] = get_template(name, self._tokenizer)
+            except DataError as error:
+                if name != "fim":
+                    raise
+                raise DataError(
+                    f"{self._choice.name} has no fill-in-the-middle tokens that are known, so it can't fill a gap.",
+                    "Take a model that was trained for it, as DeepSeek-Coder, Qwen2.5-Coder and StarCoder were.",
+                ) from error
         return self._templates[name]
 
     def _choose_template(self) -> TemplateName:

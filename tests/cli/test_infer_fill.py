@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from dsft.cli.app import main
 from tests.fim_models import write_fim_model
+from tests.scripted_models import write_scripted_model
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,18 @@ def test_stdout_is_the_middle_to_the_letter(models: Path, capsys: pytest.Capture
     captured = capsys.readouterr()
     assert captured.out == "héy\n12"
     assert captured.err.startswith("8 tokens, ended by itself")  # é is two, and the end token is one
+
+
+@pytest.mark.parametrize("arguments", [["--fim-prefix", "a"], ["a", "--template", "fim"]])
+def test_a_model_without_the_tokens_is_told_with_those_that_have_them(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    write_scripted_model(Path("plain"), "abc")
+    assert main(["infer", *arguments, "--model", "./plain", "--device", "cpu"]) == 2
+    found, fix = capsys.readouterr().err.splitlines()
+    assert found == "error: ./plain has no fill-in-the-middle tokens that are known, so it can't fill a gap."
+    assert "DeepSeek-Coder, Qwen2.5-Coder" in fix
+    assert "--template text" not in fix
 
 
 def test_a_terminal_gets_a_line_end(models: Path) -> None:
