@@ -120,7 +120,8 @@ def find_misfit(row: AskedRow, config: InferConfig) -> RowProblem | None:
 
 def record_problem(row: AskedRow, problem: RowProblem) -> dict[str, Any]:
     """Return what stands among the answers for a row that has none."""
-    return row.tags | {"error": {"kind": problem.kind, "found": problem.found, "fix": problem.fix}}
+    fix = {"fix": problem.fix} if problem.fix else {}
+    return row.tags | {"error": {"kind": problem.kind, "found": problem.found, **fix}}
 
 
 def _read_row(number: int, line: bytes, parse: Callable[[str], Any]) -> AskedRow:
