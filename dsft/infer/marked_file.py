@@ -4,10 +4,13 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dsft.core.data.prompts import FimPrompt
 from dsft.core.errors import InputError, WriteError, describe_os_error
 from dsft.core.staging import move_file_in, written_beside
+
+if TYPE_CHECKING:
+    from dsft.core.data.prompts import FimPrompt
 
 MARK = "<FILL>"
 """Stands in a file where the gap is."""
@@ -50,8 +53,10 @@ class MarkedFile:
         return self.before.count("\n") + 1
 
     @property
-    def prompt(self) -> FimPrompt:
+    def prompt(self) -> "FimPrompt":
         """The gap as models know such texts: without byte order mark, and with LF where all lines end in CR LF."""
+        from dsft.core.data.prompts import FimPrompt
+
         texts = (self.before.removeprefix(_BOM), self.behind)
         before, behind = (text.replace("\r\n", "\n") if self.has_crlf else text for text in texts)
         return FimPrompt(before, behind)
