@@ -4,7 +4,7 @@
     python scripts/memory_report.py --write               # write predictions into memory.json, tables into memory.md
     python scripts/memory_report.py --grid grid.json --fresh fresh*.json --presets presets.json --write
 
-The last form makes memory.json anew from records that `dsft bench --output` wrote.
+The last form makes memory.json anew from records that `dsft bench --output` wrote; the answers of inference stay.
 """
 
 import argparse
@@ -16,8 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dsft.core.memory.cards import H100
+from dsft.core.memory.cards import H100, find_card
+from dsft.core.memory.generation import GenerationLoad, cache_bytes, capacity_for, estimate_generation
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
+from dsft.core.memory.prompt_pass import prompt_bytes
 from dsft.core.memory.speed import predict_step
 from dsft.core.memory.training import TrainingLoad, estimate_training
 from dsft.core.units import GIB
@@ -44,7 +46,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the two lie")
     options = parser.parse_args()
     path, page = options.folder / "memory.json", options.folder / "memory.md"
-    record = collect(options.grid, options.fresh, options.presets) if options.grid else read_json(path)
+    record = read_json(path)
+    if options.grid:
+        kept = {key: record[key] for key in ("inference_card", "inference")}
+        record = collect(options.grid, options.fresh, options.presets) | kept
     predict_all(record)
     tables = make_tables(record)
     if options.write:
@@ -133,6 +138,8 @@ def predict_all(record: Json) -> None:
     for name in ("grid", "fresh", "presets"):
         for row in record[name]:
             row["predicted"] = predict(record, row)
+    for row in record["inference"]:
+        row["predicted"] = predict_answer(record, row)
 
 
 def predict(record: Json, row: Json) -> Json:
@@ -164,6 +171,19 @@ def predict(record: Json, row: Json) -> Json:
     return peaks | {"step_s": round(time.step_s, 4)}
 
 
+def predict_answer(record: Json, row: Json) -> Json:
+    """Predict the peak of an answer, or of several at once, as for a prompt of nearly that length."""
+    shape = read_model_shape(record["models"][row["model"]], row["model"])
+    num_rows, num_tokens = row["num_rows"], row["num_prompt_tokens"] + row["num_new_tokens"]
+    rank, is_4bit = row["lora_r"], row["is_4bit"]
+    load = GenerationLoad(shape, rank, num_tokens, is_4bit)
+    allocated = estimate_generation(load, find_card(record["inference_card"])).allocated_bytes
+    # The estimate is of one answer: others have caches of their own, and prompts are read together.
+    allocated += (num_rows - 1) * cache_bytes(shape, capacity_for(num_tokens))
+    one, all_read = (prompt_bytes(shape, rank, count, is_4bit=is_4bit) for count in (num_tokens, num_rows * num_tokens))
+    return {"allocated_bytes": allocated - one + all_read}
+
+
 def error_percent(row: Json, figure: str, prediction: str = "predicted") -> float:
     """Return by how much a prediction is too high, in percent of what was measured."""
     error: float = (row[prediction][f"{figure}_bytes"] / row["measured"][f"{figure}_bytes"] - 1) * 100
@@ -178,7 +198,8 @@ def make_tables(record: Json) -> dict[str, str]:
     grid = record["grid"]
     tables = {"summary": summary_table(grid)}
     tables |= {name: rows_table([row for row in grid if row["set"] == name]) for name in SETS}
-    return tables | {"fresh": fresh_table(grid, record["fresh"]), "presets": presets_table(record["presets"])}
+    tables |= {"fresh": fresh_table(grid, record["fresh"]), "presets": presets_table(record["presets"])}
+    return tables | {"inference": inference_table(record["inference"])}
 
 
 def put_tables(page: str, tables: dict[str, str]) -> str:
@@ -248,6 +269,20 @@ def presets_table(rows: list[Json]) -> str:
         lines.append([row["name"], split, *speed, compare(row, "reserved"), compare(row, "device"), room])
     heads = ("tok/s", "step, s", "reserved, GiB", "device, GiB", "NVML's peak")
     return markdown(("preset", "plan", *heads), lines)
+
+
+def inference_table(rows: list[Json]) -> str:
+    """Return measured against predicted of answers: a line for each prompt, a column for each kind of model."""
+    kinds = {True: "NF4", False: "16 bits"}
+    answers: dict[str, dict[str, str]] = {}
+    for row in rows:
+        texts = "" if row["num_rows"] == 1 else f"{row['num_rows']} of "
+        answer = f"{texts}{row['num_prompt_tokens']:,} + {row['num_new_tokens']}"
+        kind = kinds[row["is_4bit"]] + (f", rank {row['lora_r']}" if row["lora_r"] else "")
+        answers.setdefault(answer, {})[kind] = compare(row, "allocated")
+    columns = list(dict.fromkeys(kind for cells in answers.values() for kind in cells))
+    lines = [[answer, *(cells.get(kind, "") for kind in columns)] for answer, cells in answers.items()]
+    return markdown(("prompt + answer, tokens", *columns), lines)
 
 
 def signed(percent: float) -> str:

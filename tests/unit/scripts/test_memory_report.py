@@ -60,6 +60,19 @@ def test_the_presets_stay_on_a_card_of_24_gib_and_near_their_prediction(report, 
         assert report.error_percent(row, "device") > -2
 
 
+def test_answers_are_predicted_at_most_a_fifth_of_a_percent_too_low(report, record) -> None:
+    errors = [report.error_percent(row, "allocated") for row in record["inference"]]
+    assert len(errors) == 19
+    assert min(errors) > -0.2
+    assert max(errors) < 1.5
+
+
+def test_more_texts_at_once_have_a_cache_each(report, record) -> None:
+    row = record["inference"][0] | {"num_prompt_tokens": 4096, "num_new_tokens": 1}
+    one, three = (report.predict_answer(record, row | {"num_rows": count})["allocated_bytes"] for count in (1, 3))
+    assert three - one == 2 * 4608 * 512 * 1024
+
+
 def test_rows_and_their_sets_are_those_of_the_grid_file(record, repository: Path) -> None:
     rows = yaml.safe_load((repository / "docs/benchmarks/memory-grid.yaml").read_text(encoding="utf-8"))
     assert [(row["name"], row["set"]) for row in rows] == [(row["name"], row["set"]) for row in record["grid"]]
