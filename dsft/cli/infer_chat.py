@@ -11,7 +11,7 @@ from rich.text import Text
 from dsft.cli.errors import Terminated, report
 from dsft.cli.infer_answer import AnswerWriter
 from dsft.cli.infer_chat_input import Command, open_lines, parse_unit, read_unit
-from dsft.cli.output import Mode, Output
+from dsft.cli.output import Output
 from dsft.cli.views.drawing import count_nouns
 from dsft.cli.views.infer_chat import render_help
 from dsft.cli.views.infer_statistics import describe_statistics
@@ -158,8 +158,7 @@ class _ChatLoop:
             writer.break_off()
             raise
         writer.end()
-        if self._output.mode is Mode.HUMAN:
-            self._output.stderr.print(Text(describe_statistics(result, with_process=False), "dim"), soft_wrap=True)
+        self._output.note(describe_statistics(result, with_process=False), "dim")
         if self._chat.has_open_question:
             self._output.note("The answer says nothing; the question is not kept.")
 

@@ -9,6 +9,7 @@ import math
 import os
 import select
 import sys
+import textwrap
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import PurePath
@@ -78,21 +79,29 @@ class Output:
             sys.stdout.write(to_json(record) + "\n")
             sys.stdout.flush()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, style: str = "") -> None:
         """Tell people something on stderr; nothing in the other modes."""
         if self.mode is Mode.HUMAN:
-            self.stderr.print(Text(text), soft_wrap=True)
+            self._tell("", text, style)
 
     def warn(self, text: str) -> None:
         """Warn on stderr, in every mode."""
-        self.stderr.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+        self._tell("warning: ", text, label_style="yellow")
 
     def fail(self, report: "Report") -> None:
         """Tell why the command ends, in every mode; in JSON mode as an object on stdout too."""
-        self.stderr.print(Text.assemble((f"{report.label}: ", "bold red"), report.found), soft_wrap=True)
+        self._tell(f"{report.label}: ", report.found, label_style="bold red")
         if report.fix:
-            self.stderr.print(Text.assemble(("hint: ", "cyan"), report.fix), soft_wrap=True)
+            self._tell("hint: ", report.fix, label_style="cyan")
         self.emit({"error": report})
+
+    def _tell(self, label: str, text: str, style: str = "", label_style: str = "") -> None:
+        told = label + text
+        if self.stderr.file.isatty():  # what is piped stays a line for each message, for those who search in it
+            told = _wrap_at_words(told, self.stderr.width)
+        message = Text(told, style)
+        message.stylize(label_style, 0, len(label))
+        self.stderr.print(message, soft_wrap=True)
 
 
 def to_json(value: object) -> str:
@@ -120,6 +129,14 @@ def _make_console(*, is_stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPED_WIDTH
     return console
+
+
+def _wrap_at_words(text: str, width: int) -> str:
+    """Return a text in lines of a width; a word that is longer, as a path may be, stays whole."""
+    wrapper = textwrap.TextWrapper(
+        width, break_long_words=False, break_on_hyphens=False, expand_tabs=False, replace_whitespace=False
+    )
+    return "\n".join(wrapper.fill(line) for line in text.split("\n"))
 
 
 def _is_reader_gone(stream: Any) -> bool:
