@@ -12,12 +12,14 @@ from dsft.infer.decoding.cuda.products import MAX_FEW_TOKENS, FusedLinear, Produ
 from dsft.infer.decoding.cuda.weights import BlockWeights, ModelWeights
 
 _KEY_BLOCK = 64
-# Numbers that a program takes; with an adapter each is a short sum over ranks, so many small programs are fastest.
+# Numbers that a program takes. A few tokens keep a card busy by many small programs, above all with an adapter, where
+# each number is a short sum over ranks.
 _GATE_BLOCK = 8
 _PLAIN_GATE_BLOCK = 64
 _UPDATE_BLOCK = 8
 _ROTATION_BLOCK = 16
 _NUM_WARPS = 2
+_MANY_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,11 @@ class Passes:
         out = torch.empty(num_tokens, width, dtype=states.dtype, device=states.device)
         lowered, rows_b, rank = self._left_over(linear, product)
         block_size = _GATE_BLOCK if rank else _PLAIN_GATE_BLOCK
+        num_warps = _NUM_WARPS if num_tokens <= MAX_FEW_TOKENS else _MANY_WARPS
         block_kernels.gate[(triton.cdiv(width, block_size), num_tokens)](
             product.parts, lowered, rows_b, out, product.parts.stride(0), lowered.stride(0), width, 2 * rank,
             NUM_PARTS=len(product.parts), NUM_LOWERED_PARTS=len(lowered), RANK=rank,
-            BLOCK=block_size, num_warps=_NUM_WARPS,
+            BLOCK=block_size, num_warps=num_warps,
         )  # fmt: skip
         return out
 
@@ -169,7 +172,7 @@ class Passes:
         has_norm = block.query_norm is not None
         query_norm = states if block.query_norm is None else block.query_norm
         key_norm = states if block.key_norm is None else block.key_norm
-        chunk = size // 2 if has_norm else min(_ROTATION_BLOCK, size // 2)
+        chunk = size // 2 if has_norm or len(states) > MAX_FEW_TOKENS else min(_ROTATION_BLOCK, size // 2)
         block_kernels.rotate_and_store[(num_heads + 2 * num_kv_heads, len(states), size // 2 // chunk)](
             product.parts, lowered, rows_b, cache.cosines, cache.sines, tokens.positions, tokens.slots, query_norm,
             key_norm, queries, keys, values, product.parts.stride(0), lowered.stride(0), weights.eps, num_heads,
