@@ -10,7 +10,8 @@ import os
 import select
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -60,24 +61,28 @@ class Output:
     def write(self, text: str, end: str = "\n") -> None:
         """Write data as it is, unwrapped and at once; not in JSON mode, where `emit` carries it."""
         if self.mode is not Mode.JSON:
-            sys.stdout.write(text + end)
-            sys.stdout.flush()
+            with _naming_stdout():
+                sys.stdout.write(text + end)
+                sys.stdout.flush()
 
     def show(self, renderable: RenderableType) -> None:
         """Draw a result for people, nothing in the other modes; lines that a view leaves too long stay whole."""
         if self.mode is Mode.HUMAN:
-            self.stdout.print(renderable, crop=False)
+            with _naming_stdout():
+                self.stdout.print(renderable, crop=False)
 
     def answer(self, renderable: RenderableType) -> None:
         """Draw what was asked for, quietly too: it is the data; not in JSON mode, where `emit` carries it."""
         if self.mode is not Mode.JSON:
-            self.stdout.print(renderable, crop=False)
+            with _naming_stdout():
+                self.stdout.print(renderable, crop=False)
 
     def emit(self, record: Mapping[str, Any]) -> None:
         """Write one JSON object on a line of its own; nothing in the other modes."""
         if self.mode is Mode.JSON:
-            sys.stdout.write(to_json(record) + "\n")
-            sys.stdout.flush()
+            with _naming_stdout():
+                sys.stdout.write(to_json(record) + "\n")
+                sys.stdout.flush()
 
     def note(self, text: str, style: str = "") -> None:
         """Tell people something on stderr; nothing in the other modes."""
@@ -101,7 +106,12 @@ class Output:
             told = _wrap_at_words(told, self.stderr.width)
         message = Text(told, style)
         message.stylize(label_style, 0, len(label))
-        self.stderr.print(message, soft_wrap=True)
+        try:
+            self.stderr.print(message, soft_wrap=True)
+        except READER_GONE_ERRORS:
+            raise
+        except OSError:  # a full disk, say: what is told is not what was asked for, and its loss ends nothing
+            _drop_unwritten(self.stderr.file)
 
 
 def to_json(value: object) -> str:
@@ -137,6 +147,30 @@ def _wrap_at_words(text: str, width: int) -> str:
         width, break_long_words=False, break_on_hyphens=False, expand_tabs=False, replace_whitespace=False
     )
     return "\n".join(wrapper.fill(line) for line in text.split("\n"))
+
+
+@contextmanager
+def _naming_stdout() -> Iterator[None]:
+    """Have an error of writing say where to, as those of files do."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or "stdout"
+        raise
+
+
+def _drop_unwritten(stream: Any) -> None:
+    """Forget what a stream could not write: every later flush, the interpreter's last one too, would fail on it."""
+    with suppress(AttributeError, OSError, ValueError):  # not a real file
+        descriptor = stream.fileno()
+        original, devnull = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(devnull, descriptor)
+            stream.flush()
+        finally:
+            os.dup2(original, descriptor)
+            os.close(original)
+            os.close(devnull)
 
 
 def _is_reader_gone(stream: Any) -> bool:

@@ -1,14 +1,22 @@
-"""How messages reach stderr: in whole words on a terminal, one line each elsewhere."""
+"""How messages reach stderr: in whole words on a terminal, one line each elsewhere; and what a full disk ends."""
 
 import io
+import json
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dsft.cli.errors import Report
 from dsft.cli.output import Output
 from dsft.core.errors import ExitCode
+from tests.scripted_models import write_scripted_model
+
+FULL = Path("/dev/full")
+"""A device of Linux that is always full."""
 
 PATH = "./a-folder-with-a-name/that-is-longer-than-the-line-is-wide/adapter_config.json"
 TEXT = f"Words of up to some letters in number stand before {PATH} and behind it, in both kinds of message."
@@ -54,3 +62,42 @@ def test_elsewhere_each_message_is_a_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("FORCE_COLOR", "1")  # makes no terminal of a pipe
     told = tell(monkeypatch, io.StringIO())
     assert told == f"{TEXT}\nwarning: {TEXT}\nerror: {TEXT}\nhint: {TEXT}\ntwo\n\n  lines\n"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+def test_a_message_that_can_t_be_written_ends_nothing_and_takes_no_later_one_along(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FULL.open("w") as stream, (tmp_path / "log").open("w") as log:
+        monkeypatch.setattr(sys, "stderr", stream)
+        output = Output(use_json=True)
+        output.warn("lost")
+        output.fail(Report("X", "found", "fix", ExitCode.WRONG_INPUT))
+        assert os.fstat(stream.fileno()).st_rdev == FULL.stat().st_rdev
+        stream.flush()  # nothing is left that would fail
+        os.dup2(log.fileno(), stream.fileno())  # as if there were room again
+        output.warn("kept")
+    assert (tmp_path / "log").read_text().endswith("warning: kept\n")
+    assert json.loads(capsys.readouterr().out)["error"]["found"] == "found"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "code", "out", "told"),
+    [
+        ("> /dev/full", 1, "", "error: stdout: No space left on device."),
+        ("--json > /dev/full", 1, "", "error: stdout: No space left on device."),
+        ("2> /dev/full", 0, "Hi\n", ""),
+        ("--template poem --json 2> /dev/full", 2, '{"error": ', ""),
+    ],
+)
+def test_a_full_disk_is_told_of_the_data_and_survived_by_messages(
+    tmp_path: Path, redirection: str, code: int, out: str, told: str
+) -> None:
+    write_scripted_model(tmp_path / "model", "Hi")
+    command = f'"{sys.executable}" -m dsft infer x --model "{tmp_path / "model"}" --device cpu {redirection}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code
+    assert done.stdout.startswith(out)
+    assert (told in done.stderr.splitlines()) if told else (done.stderr == "")
+    assert "Exception ignored" not in done.stderr
