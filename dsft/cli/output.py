@@ -57,10 +57,12 @@ class Output:
         self.mode = Mode.JSON if use_json else Mode.QUIET if is_quiet else Mode.HUMAN
         self.stdout = _make_console(is_stderr=False)
         self.stderr = _make_console(is_stderr=True)
+        self._has_told_of_escapes = False
 
     def write(self, text: str, end: str = "\n") -> None:
         """Write data as it is, unwrapped and at once; not in JSON mode, where `emit` carries it."""
         if self.mode is not Mode.JSON:
+            self._tell_of_escapes(text)
             with _naming_stdout():
                 sys.stdout.write(text + end)
                 sys.stdout.flush()
@@ -99,6 +101,20 @@ class Output:
         if report.fix:
             self._tell("hint: ", report.fix, label_style="cyan")
         self.emit({"error": report})
+
+    def _tell_of_escapes(self, text: str) -> None:
+        """Warn the first time that characters are written as escapes, because stdout's encoding lacks them."""
+        encoding = sys.stdout.encoding
+        if self._has_told_of_escapes or not encoding:
+            return
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            self._has_told_of_escapes = True
+            self.warn(
+                f"stdout is written in {encoding}, which lacks some characters of the text: they become escapes as "
+                "\\u4f60. With PYTHONIOENCODING=utf-8 they come as they are."
+            )
 
     def _tell(self, label: str, text: str, style: str = "", label_style: str = "") -> None:
         told = label + text

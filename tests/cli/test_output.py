@@ -101,3 +101,30 @@ def test_a_full_disk_is_told_of_the_data_and_survived_by_messages(
     assert done.stdout.startswith(out)
     assert (told in done.stderr.splitlines()) if told else (done.stderr == "")
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"), [("iso8859-1", b"H\xe9y \\u4f60\\U0001f600\n"), ("ascii", b"H\\xe9y ")]
+)
+def test_characters_that_become_escapes_are_warned_of_once(tmp_path: Path, encoding: str, written: bytes) -> None:
+    write_scripted_model(tmp_path / "model", "Héy 你😀")
+    command = [sys.executable, "-m", "dsft", "infer", "x", "--model", str(tmp_path / "model"), "--device", "cpu"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([*command, "--quiet"], capture_output=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0
+    assert done.stdout.startswith(written)
+    (warning,) = done.stderr.decode().splitlines()
+    assert warning.startswith("warning: stdout is written in ")
+    assert f" {encoding}, " in warning
+    done = subprocess.run([*command, "--json"], capture_output=True, timeout=120, check=False, env=environment)
+    assert (json.loads(done.stdout)["text"], done.stderr) == ("Héy 你😀", b"")
+
+
+def test_utf_8_and_text_that_the_encoding_has_are_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for encoding, text in (("utf-8", "é你😀"), ("latin-1", "é")):
+        with io.TextIOWrapper(io.BytesIO(), encoding=encoding) as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+            Output().write(text)
+    assert capsys.readouterr().err == ""
