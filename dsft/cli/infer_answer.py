@@ -47,6 +47,11 @@ class AnswerWriter:
         self._held_back = ""
         self._is_begun = False
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing that follows would be written: the code that is wanted is."""
+        return isinstance(self._reader, FirstBlockReader) and self._reader.is_complete
+
     def write(self, text: str) -> None:
         """Take the next piece."""
         visible = make_visible(text) if self._is_terminal else text
@@ -96,8 +101,13 @@ def answer(config: "InferConfig", output: Output, prompt: str, *, is_code: bool)
     from dsft.infer.run import run_infer
 
     writer = AnswerWriter(output, is_code=is_code)
+
+    def write(text: str) -> bool:
+        writer.write(text)
+        return writer.is_complete
+
     try:
-        result = run_infer(config, prompt, on_text=writer.write, on_notice=output.note)
+        result = run_infer(config, prompt, on_text=write, on_notice=output.note)
     except (KeyboardInterrupt, Terminated):
         writer.break_off()
         raise

@@ -9,7 +9,12 @@ from dsft.infer.stream import StopStringFilter, TokenDecoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-StopReason = Literal["end_token", "stop_string", "max_new_tokens", "context_full"]
+StopReason = Literal["end_token", "stop_string", "code_complete", "max_new_tokens", "context_full"]
+
+OnText = Callable[[str], bool | None]
+"""Receives a piece of an answer as soon as it is certain; True says that the code that was asked for is complete."""
+
+_ENDED_IN_TEXT: tuple[StopReason | None, ...] = ("stop_string", "code_complete")
 
 
 class Answer:
@@ -21,7 +26,8 @@ class Answer:
         stop_strings: Texts that end the answer and are no part of it.
         continued_ids: Tokens of the prompt, which the answer continues.
         limit_reason: Why an answer ends that neither a stop token nor a stop string ends.
-        on_text: Receives the pieces of text; they are never empty, and together they are the answer.
+        on_text: Receives the pieces of text; they are never empty, and together they are the answer. If it returns
+            True, the answer ends with that piece.
     """
 
     def __init__(
@@ -31,7 +37,7 @@ class Answer:
         stop_strings: Iterable[str],
         continued_ids: Sequence[int],
         limit_reason: StopReason,
-        on_text: Callable[[str], None],
+        on_text: OnText,
     ) -> None:
         self._decoder = TokenDecoder(tokenizer, continued_ids)
         self._filter = StopStringFilter(stop_strings)
@@ -56,9 +62,9 @@ class Answer:
         return self._end is not None
 
     def finish(self) -> None:
-        """Give out the text that was held back, up to a stop string."""
+        """Give out the text that was held back, up to a stop string; none where the code was complete before it."""
         self._pass_on(self._decoder.flush())
-        if self._end != "stop_string":
+        if self._end not in _ENDED_IN_TEXT:
             self._emit(self._filter.flush())
 
     @property
@@ -83,13 +89,16 @@ class Answer:
         return (self.num_tokens - 1) / duration_s if duration_s > 0 else None
 
     def _pass_on(self, text: str) -> None:
-        if self._end == "stop_string":
+        if self._end in _ENDED_IN_TEXT:
             return
-        self._emit(self._filter.push(text))
-        if self._filter.is_stopped:
+        is_enough = self._emit(self._filter.push(text))
+        if is_enough and self._end is None:
+            self._end = "code_complete"
+        elif self._filter.is_stopped:
             self._end = "stop_string"
 
-    def _emit(self, text: str) -> None:
-        if text:
-            self._pieces.append(text)
-            self._on_text(text)
+    def _emit(self, text: str) -> bool:
+        if not text:
+            return False
+        self._pieces.append(text)
+        return self._on_text(text) is True

@@ -122,6 +122,11 @@ class FirstBlockReader:
         self._pieces: list[str] = []
         self._num_fences = 0
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the block is closed, so that nothing more will come."""
+        return self._num_fences > 1
+
     def push(self, text: str) -> list[Part]:
         """Return the code that has become certain with more text."""
         if self._num_fences == 0:

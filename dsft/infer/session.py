@@ -16,7 +16,7 @@ from dsft.core.models.source import fingerprint_weights
 from dsft.core.models.tokenizer import load_tokenizer
 from dsft.core.notices import Notify
 from dsft.core.signals import held_signals
-from dsft.infer.answer import Answer, StopReason
+from dsft.infer.answer import Answer, OnText, StopReason
 from dsft.infer.config import InferConfig
 from dsft.infer.dtype import resolve_dtype
 from dsft.infer.load_model import Placement, load_model
@@ -122,12 +122,12 @@ class Session:
         self._load_s = time.perf_counter() - started_s
         return self._decoder
 
-    def answer(self, prompt: EncodedPrompt, on_text: Callable[[str], None], *, use_adapter: bool = True) -> InferResult:
+    def answer(self, prompt: EncodedPrompt, on_text: OnText, *, use_adapter: bool = True) -> InferResult:
         """Answer one prompt.
 
         Args:
             prompt: From `encode`.
-            on_text: Receives the answer piece by piece, each as soon as it is certain.
+            on_text: Receives the answer piece by piece, each as soon as it is certain; True ends it.
             use_adapter: Whether the adapter, where there is one, takes part.
 
         Raises:
@@ -204,7 +204,7 @@ class Session:
         """Most prompts at once; loads the model."""
         return self.load().max_rows
 
-    def _begin(self, prompt: EncodedPrompt, on_text: Callable[[str], None]) -> Answer:
+    def _begin(self, prompt: EncodedPrompt, on_text: OnText) -> Answer:
         limit = self.limit_for(prompt)
         limit_reason: StopReason = "max_new_tokens" if limit == self.config.max_new_tokens else "context_full"
         stop_token_ids = {*prompt.stop_token_ids, *self._own_end_token_ids}

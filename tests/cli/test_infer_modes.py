@@ -18,7 +18,7 @@ from dsft.cli.infer_modes import read_prompt, read_text_value
 from dsft.core.errors import InputError, ModelError
 from dsft.infer.session import Session
 from tests.conftest import RunDsft
-from tests.scripted_models import write_adapter, write_random_model, write_scripted_model
+from tests.scripted_models import make_tokenizer, write_adapter, write_random_model, write_scripted_model
 
 CPU = ("--device", "cpu")
 
@@ -268,6 +268,39 @@ def test_a_prompt_without_quotes_is_told_of_them(capsys: pytest.CaptureFixture[s
     assert '\nhint: A prompt of several words needs quotes: `dsft infer "PROMPT"`.' in capsys.readouterr().err
     assert main(["train", *arguments]) == 2
     assert "quotes" not in capsys.readouterr().err
+
+
+SPOKEN = "Here:\n```python\nx = 1\n```\nAnd in C:\n```c\nint x = 1;\n```\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--speculate"]])
+def test_code_alone_is_generated_up_to_the_end_of_its_block(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    from dsft.infer.decoding.loop import Speculation
+
+    token_ids = make_tokenizer()(SPOKEN)["input_ids"]
+
+    def say_each(*given: Any) -> None:
+        any(given[-1](0, token_id) for token_id in token_ids)
+
+    def say_in_drafts(*given: Any) -> Speculation:
+        any(given[-1](token_id) for token_id in token_ids)
+        return Speculation(0, 0, 0)
+
+    monkeypatch.setattr("dsft.infer.decoding.loop.generate", say_each)
+    monkeypatch.setattr("dsft.infer.decoding.loop.generate_with_drafts", say_in_drafts)
+    given = ["infer", "x", "--model", str(models / "greeting"), *CPU, *options]
+    seen = SPOKEN[: SPOKEN.index("And")]
+    assert main([*given, "--code"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "x = 1\n"
+    assert f"\n{len(seen)} tokens, ended where the code block does; first token" in captured.err
+    assert main([*given, "--code", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["text"], told["code"], told["stop_reason"]) == (seen, "x = 1\n", "code_complete")
+    assert main([*given, "--quiet"]) == 0
+    assert capsys.readouterr().out == SPOKEN  # without --code all of it
 
 
 UNREAD = (

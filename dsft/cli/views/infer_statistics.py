@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _STOP_WORDS = {
     "end_token": "ended by itself",
     "stop_string": "ended by a stop text",
+    "code_complete": "ended where the code block does",
     "max_new_tokens": "cut at --max-new-tokens",
     "context_full": "cut because the model's context is full",
 }

@@ -106,3 +106,12 @@ def test_code_streams_as_it_comes_and_prose_waits_for_the_end() -> None:
     bare = FirstBlockReader()
     assert bare.push("x = 1\n") == []
     assert bare.flush() == [Part("prose", "x = 1\n")]
+
+
+def test_the_first_block_is_complete_with_its_closing_line() -> None:
+    reader = FirstBlockReader()
+    told = []
+    for piece in ["Here:\n", "```py\nx", " = 1\n", "``", "`", "\n"]:
+        reader.push(piece)
+        told.append(reader.is_complete)
+    assert told == [False, False, False, False, False, True]
