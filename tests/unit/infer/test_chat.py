@@ -283,7 +283,7 @@ def test_a_question_that_is_too_long_by_itself_changes_nothing(make_chat: MakeCh
 
 
 @pytest.mark.parametrize(
-    ("template", "message"), [("text", "template text has no place"), ("fim", "needs fill-in-the-middle tokens")]
+    ("template", "message"), [("text", "template text has no place"), ("fim", "has no fill-in-the-middle tokens")]
 )
 def test_templates_without_turns_are_refused_before_the_model_loads(
     models: Path, make_chat: MakeChat, monkeypatch: pytest.MonkeyPatch, template: str, message: str
