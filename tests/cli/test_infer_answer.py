@@ -4,6 +4,7 @@ import io
 import random
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,12 +250,13 @@ def test_half_a_comparison_is_drawn_over_the_whole_width() -> None:
 
 
 DRIVER = """
-import sys, time
+import pathlib, sys, time
 import dsft.infer.run
 from dsft.cli.app import main
 def say(config, prompt, on_text, on_notice):
     for piece in ["Here:\\n```python\\n", "def f(n):\\n", "    return '''n", " and"]:
         on_text(piece)
+    pathlib.Path("said").touch()
     time.sleep(60)
 dsft.infer.run.run_infer = say
 sys.exit(main(["infer", "x"]))
@@ -268,6 +270,8 @@ def test_ctrl_c_in_a_coloured_line_leaves_the_terminal_in_its_colours(tmp_path: 
         sys.executable, [str(tmp_path / "driver.py")], encoding="utf-8", timeout=60, env=environment, cwd=str(tmp_path)
     )
     terminal.expect_exact("\x1b[1;34mf\x1b[0m(n):")
+    while not (tmp_path / "said").exists():  # all that comes before the signal
+        time.sleep(0.01)
     terminal.sendintr()
     terminal.expect(pexpect.EOF)
     terminal.close()

@@ -172,6 +172,7 @@ sys.exit(main(["merge", *sys.argv[1:]]))
 
 WAIT_FOR_A_SIGNAL = """
     try:
+        open("waiting", "w").close()
         time.sleep(60)
     except BaseException as stop:
         stop.add_note("./out is as it was.")
@@ -221,6 +222,8 @@ def test_a_signal_ends_it_with_its_code_and_what_the_merge_says_of_it(
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         while '"done_bytes": 4294967296' not in process.stdout.readline():
+            assert process.poll() is None
+        while not (tmp_path / "waiting").exists():  # it has told that before it waits
             assert process.poll() is None
         process.send_signal(getattr(signal, signal_name))
         error = process.stderr.read()
