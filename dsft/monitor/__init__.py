@@ -1,0 +1,1 @@
+"""`dsft monitor`: what GPUs, host and training runs do now; reads only, draws nothing."""

@@ -1,0 +1,42 @@
+"""What `dsft monitor` is asked to watch, and for how long; pure data."""
+
+from dataclasses import dataclass
+
+from dsft.core.errors import ConfigError
+from dsft.monitor.alerts import Alert
+
+MIN_INTERVAL_S = 0.1
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What to watch.
+
+    Attributes:
+        gpus: Indexes (as NVML counts them) or UUIDs of the GPUs that are watched; empty for all.
+        reads_host: Whether CPU, memory, disk and swap of the host are read.
+        interval_s: Time from one sample to the next.
+        duration_s: When the watch ends by itself; None for never.
+        is_once: Whether one sample is all.
+        alerts: Limits that are told when they are passed.
+
+    Raises:
+        ConfigError: A time is out of range, or two settings contradict each other.
+    """
+
+    gpus: tuple[str, ...] = ()
+    reads_host: bool = True
+    interval_s: float = 1.0
+    duration_s: float | None = None
+    is_once: bool = False
+    alerts: tuple[Alert, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not MIN_INTERVAL_S <= self.interval_s < float("inf"):  # NaN is neither
+            raise ConfigError(
+                f"--interval is {self.interval_s:g}.", f"Give seconds, {MIN_INTERVAL_S:g} or more, e.g. --interval 2."
+            )
+        if self.duration_s is not None and not 0 < self.duration_s < float("inf"):
+            raise ConfigError(f"--duration is {self.duration_s:g}.", "Give seconds, e.g. --duration 60.")
+        if self.is_once and self.duration_s is not None:
+            raise ConfigError("--once and --duration contradict each other.", "Give one of them.")
