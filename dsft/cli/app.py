@@ -29,6 +29,7 @@ class CommandEntry:
 
 COMMANDS = (
     CommandEntry("train", "dsft.cli.train:train", "Fine-tune a model with QLoRA."),
+    CommandEntry("monitor", "dsft.cli.monitor:monitor", "Show what GPUs, host and training runs do."),
     CommandEntry("merge", "dsft.cli.merge:merge", "Merge a trained adapter into its base model."),
     CommandEntry("infer", "dsft.cli.infer:infer", "Generate text with a model or a trained adapter."),
     CommandEntry(

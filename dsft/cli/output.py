@@ -95,12 +95,21 @@ class Output:
         """Warn on stderr, in every mode."""
         self._tell("warning: ", text, label_style="yellow")
 
-    def fail(self, report: "Report") -> None:
-        """Tell why the command ends, in every mode; in JSON mode as an object on stdout too."""
+    def alarm(self, text: str, *, is_over: bool) -> None:
+        """Tell on stderr, in every mode, that a limit is passed, by the terminal's bell too, or no longer is."""
+        if is_over:
+            self._tell("alert over: ", text, label_style="green")
+            return
+        self._tell("alert: ", text, label_style="bold red")
+        self.stderr.bell()
+
+    def fail(self, report: "Report", *, is_record: bool = True) -> None:
+        """Tell why the command ends, in every mode; in JSON mode, if it is a record, as an object on stdout too."""
         self._tell(f"{report.label}: ", report.found, label_style="bold red")
         if report.fix:
             self._tell("hint: ", report.fix, label_style="cyan")
-        self.emit({"error": report})
+        if is_record:
+            self.emit({"error": report})
 
     def _tell_of_escapes(self, text: str) -> None:
         """Warn the first time that characters are written as escapes, because stdout's encoding lacks them."""

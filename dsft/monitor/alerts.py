@@ -90,16 +90,6 @@ class Alert:
     def __str__(self) -> str:
         return f"{self.metric}{self.comparison}{self.limit:g}"
 
-    @property
-    def unit(self) -> str:
-        """Unit of limit and value."""
-        return METRICS[self.metric].unit
-
-    @property
-    def is_host(self) -> bool:
-        """Whether it is judged on the host's values, not on each GPU."""
-        return METRICS[self.metric].of_host is not None
-
     def is_passed_by(self, value: float) -> bool:
         """Return whether a value makes the alert fire."""
         return _COMPARISONS[self.comparison](value, self.limit)
@@ -114,10 +104,16 @@ def parse_alert(text: str) -> Alert:
     names = ", ".join(METRICS)
     if text.strip().lower() in METRICS:
         # A shell takes an unquoted > for itself.
-        raise ConfigError(f"--alert {text} has no limit.", f"Write it in quotes, or the shell takes the > for a file: --alert '{text}>95'.")  # fmt: skip
+        raise ConfigError(
+            f"--alert {text} has no limit.",
+            f"Write it in quotes, or the shell takes the > for a file: --alert '{text}>95'.",
+        )
     form = _FORM.fullmatch(text.lower())
     if form is None:
-        raise ConfigError(f"--alert {text!r} is no limit.", f"Give one of {names}, then >, >=, < or <=, then a number, all in quotes: --alert 'vram>95'.")  # fmt: skip
+        raise ConfigError(
+            f"--alert {text!r} is no limit.",
+            f"Give one of {names}, then >, >=, < or <=, then a number, all in quotes: --alert 'vram>95'.",
+        )
     if form["metric"] not in METRICS:
         raise ConfigError(f"--alert {text!r} names {form['metric']!r}, which is not known.", f"Known are {names}.")
     return Alert(form["metric"], form["comparison"], float(form["limit"]))
@@ -138,4 +134,4 @@ def judge(alerts: Iterable[Alert], sample: Sample) -> tuple[AlertSample, ...]:
 
 def _judge_value(alert: Alert, gpu_index: int | None, value: float | None) -> AlertSample:
     is_fired = None if value is None else alert.is_passed_by(value)
-    return AlertSample(str(alert), gpu_index, value, is_fired)
+    return AlertSample(str(alert), alert.metric, METRICS[alert.metric].unit, gpu_index, value, is_fired)

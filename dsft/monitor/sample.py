@@ -216,13 +216,17 @@ class AlertSample:
     """One limit on one GPU (or on the host).
 
     Attributes:
-        alert: As it was asked for, e.g. `vram>95`.
+        alert: The limit, e.g. `vram>95`.
+        metric: What is limited, e.g. `vram`.
+        unit: Of limit and value, e.g. `%`.
         gpu_index: On which GPU; None for the host's values.
-        value: What was read, in the unit of the limit; None where it can't be told.
+        value: What was read; None where it can't be told.
         is_fired: Whether the limit is passed now; None where the value can't be told.
     """
 
     alert: str
+    metric: str
+    unit: str
     gpu_index: int | None
     value: float | None
     is_fired: bool | None

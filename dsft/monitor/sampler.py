@@ -10,6 +10,13 @@ from dsft.monitor.gpus import GpuReading
 from dsft.monitor.sample import HostSample, RunSample, Sample
 
 
+class ReadsSamples(Protocol):
+    """Reads everything that is watched; `Sampler` does."""
+
+    def read(self) -> Sample:
+        """Return a sample of now."""
+
+
 class ReadsGpus(Protocol):
     """Reads the GPUs that are watched; `gpus.py` has it."""
 

@@ -1,0 +1,46 @@
+"""`dsft monitor --wait-free`: one line on a terminal says how far it is, stdout gets the UUID of the GPU."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dsft.cli.events import make_record
+from dsft.cli.output import Mode, Output
+from dsft.core.units import format_duration, format_gib
+from dsft.monitor.config import MonitorConfig
+from dsft.monitor.gpus import NvmlGpus
+from dsft.monitor.wait_free import wait_free
+
+
+def wait(config: MonitorConfig, output: Output, needed_bytes: int) -> None:
+    """Wait until a GPU has so much memory free, and name it.
+
+    Raises:
+        DsftError: It can't have, or not in time.
+    """
+    with _open_status(output, needed_bytes) as on_wait:
+        found = wait_free(config, needed_bytes, NvmlGpus(config.gpus), on_wait)
+    output.emit(make_record(found))
+    output.write(found.uuid or str(found.gpu_index))
+    output.note(
+        f"GPU {found.gpu_index} has {format_gib(found.memory_free_bytes)} free"
+        f"{f' after {format_duration(found.waited_s)}' if found.waited_s >= 1 else ''}."
+    )
+
+
+@contextmanager
+def _open_status(output: Output, needed_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Give what is free a line of its own on a terminal, one message elsewhere."""
+    needed = format_gib(needed_bytes)
+    if output.mode is Mode.HUMAN and output.stderr.is_terminal:
+        with output.stderr.status(f"Waiting for {needed} …", spinner="line", refresh_per_second=4) as status:
+            yield lambda free_bytes: status.update(f"Waiting for {needed}; {format_gib(free_bytes)} free")
+        return
+    is_told = False
+
+    def tell_once(free_bytes: int) -> None:
+        nonlocal is_told
+        if not is_told:
+            output.note(f"Waiting for {needed}; {format_gib(free_bytes)} free.")
+            is_told = True
+
+    yield tell_once

@@ -1,0 +1,80 @@
+"""A sample as plain lines, for files and pipes, and an alert as a sentence."""
+
+from collections.abc import Iterator
+
+from dsft.core.units import GIB, format_count, format_duration
+from dsft.monitor.sample import AlertSample, GpuSample, HostSample, RunSample, Sample
+from dsft.monitor.throttle import describe_reasons
+
+MISSING = "N/A"
+"""Stands for what is not told."""
+
+
+def format_sample(sample: Sample) -> Iterator[str]:
+    """Return a line for each GPU, run and the host; each begins with the time of day."""
+    clock = sample.time[11:19]
+    if sample.problem is not None:
+        yield f"{clock} {sample.problem.found}"
+    for gpu in sample.gpus:
+        yield f"{clock} GPU {gpu.index}: {' · '.join(_gpu_parts(gpu))}"
+    for run in sample.runs:
+        yield f"{clock} {run.run_name}: {' · '.join(_run_parts(run))}"
+    if sample.host is not None:
+        yield f"{clock} host: {' · '.join(_host_parts(sample.host))}"
+
+
+def describe_alert(alert: AlertSample) -> str:
+    """Return what an alert says, e.g. `GPU 0: vram is 97.2 % (alert vram>95)`."""
+    place = "host" if alert.gpu_index is None else f"GPU {alert.gpu_index}"
+    value = MISSING if alert.value is None else f"{alert.value:.4g} {alert.unit}"
+    return f"{place}: {alert.metric} is {value} (alert {alert.alert})"
+
+
+def _gpu_parts(gpu: GpuSample) -> Iterator[str]:
+    if gpu.problem is not None:
+        yield gpu.problem.found
+        return
+    yield f"memory {_pair(gpu.memory_used_bytes, gpu.memory_total_bytes, GIB, 'GiB')}"
+    yield f"util {_value(gpu.gpu_utilization_percent, '%')}"
+    yield f"bandwidth {_value(gpu.memory_bandwidth_utilization_percent, '%')}"
+    yield f"temp {_value(gpu.temperature_c, '°C')}"
+    yield f"power {_pair(gpu.power_w, gpu.power_limit_w, 1, 'W')}"
+    yield f"SM {_value(gpu.sm_clock_mhz, 'MHz')}"
+    if gpu.throttle_reasons:
+        yield describe_reasons(gpu.throttle_reasons)
+    if gpu.processes is not None:
+        num_processes = len(gpu.processes)
+        yield f"{num_processes} {'process' if num_processes == 1 else 'processes'}"
+
+
+def _run_parts(run: RunSample) -> Iterator[str]:
+    yield run.stage
+    if run.step is not None:
+        yield f"step {run.step}/{run.num_steps}"
+    if run.loss is not None:
+        yield f"loss {run.loss:.4f}"
+    if run.tok_per_s is not None:
+        yield f"{format_count(run.tok_per_s)} tok/s"
+    if run.eta_s is not None:
+        yield f"{format_duration(run.eta_s)} left"
+    if run.peak_memory_bytes is not None:
+        predicted = run.predicted_memory_bytes
+        of_predicted = f" of {predicted / GIB:.1f} GiB predicted" if predicted is not None else " GiB"
+        yield f"peak {run.peak_memory_bytes / GIB:.1f}{of_predicted}"
+
+
+def _host_parts(host: HostSample) -> Iterator[str]:
+    yield f"CPU {_value(host.cpu_percent, '%')}"
+    yield f"RAM {_pair(host.memory_used_bytes, host.memory_total_bytes, GIB, 'GiB')}"
+    yield f"swap {_pair(host.swap_used_bytes, host.swap_total_bytes, GIB, 'GiB')}"
+    yield f"disk {_pair(host.disk_used_bytes, host.disk_total_bytes, GIB, 'GiB')}"
+
+
+def _value(value: float | None, unit: str) -> str:
+    return MISSING if value is None else f"{value:.0f} {unit}"
+
+
+def _pair(part: float | None, whole: float | None, size: int, unit: str) -> str:
+    digits = 1 if size == GIB else 0
+    first, second = (MISSING if value is None else f"{value / size:.{digits}f}" for value in (part, whole))
+    return f"{first} of {second} {unit}"
