@@ -97,7 +97,7 @@ def monitor(
         interval_s=interval,
         duration_s=duration,
         is_once=once,
-        alerts=tuple(map(parse_alert, alert or ())),
+        alerts=tuple(dict.fromkeys(map(parse_alert, alert or ()))),
     )
     output = Output(use_json=use_json, is_quiet=is_quiet)
     try:
@@ -115,7 +115,7 @@ def monitor(
 
 
 def _check_wait(config: MonitorConfig, free_gib: float, csv_file: Path | None) -> None:
-    if not 0 < free_gib < float("inf"):
+    if not 0 < free_gib * GIB < float("inf"):
         raise ConfigError(f"--wait-free is {free_gib:g}.", "Give GiB, more than 0, e.g. --wait-free 20.")
     others = {"--once": config.is_once, "--alert": bool(config.alerts), "--csv": csv_file is not None}
     for option, is_given in others.items():
@@ -165,7 +165,7 @@ def _end(config: MonitorConfig, output: Output, last: "Sample", *, has_fired: bo
         check_gpus(last)
         if has_fired and (config.is_once or config.duration_s is not None):
             raise typer.Exit(ExitCode.ALERT)
-        if config.is_once:
+        if config.is_once or config.duration_s is not None:
             check_alerts_are_known(last)
     except DsftError as error:
         # The last sample itself says it in JSON, where there is one object for each sample and no other.

@@ -1,11 +1,18 @@
 """Samples where there is no live screen: a table for `--once`, lines, JSON objects; and what fires is told."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from dsft.cli.events import make_record
 from dsft.cli.output import Mode, Output
 from dsft.monitor.config import MonitorConfig
-from dsft.monitor.sample import Sample
+from dsft.monitor.sample import AlertSample, Problem, Sample
+
+_Key = tuple[str, int | None]
+"""A limit and the GPU it is judged on."""
+
+_NUM_UNKNOWN = 2
+"""After so many samples without a value that is told: the first look at a CPU never has one."""
 
 
 def make_sink(config: MonitorConfig, output: Output) -> Callable[[Sample], None]:
@@ -13,14 +20,14 @@ def make_sink(config: MonitorConfig, output: Output) -> Callable[[Sample], None]
     if output.mode is Mode.JSON:
         return lambda sample: output.emit(make_record(sample))
     if output.mode is Mode.QUIET:
-        return lambda _: None
+        return (lambda _: None) if config.is_once else _make_problem_teller(output)
     if config.is_once:
         return lambda sample: _show_once(sample, output)
     return lambda sample: _write_lines(sample, output)
 
 
 class AlertTeller:
-    """Tells on stderr when a limit begins to be passed, and when that is over.
+    """Tells on stderr when a limit begins to be passed, when that is over, and when nobody can say.
 
     Args:
         output: Where.
@@ -33,24 +40,47 @@ class AlertTeller:
     def __init__(self, output: Output, *, is_silent: bool) -> None:
         self._output = output
         self._is_silent = is_silent
-        self._fired: frozenset[tuple[str, int | None]] = frozenset()
+        self._fired: set[_Key] = set()
+        self._num_unknown: Counter[_Key] = Counter()
         self.has_fired = False
 
     def take(self, sample: Sample) -> None:
         """Look at a sample."""
-        if not sample.alerts:
-            return
         self.has_fired |= any(alert.is_fired for alert in sample.alerts)
-        if self._is_silent:
-            return
+        if not self._is_silent:
+            for alert in sample.alerts:
+                self._tell(alert)
+
+    def _tell(self, alert: AlertSample) -> None:
         from dsft.cli.views.monitor_lines import describe_alert
 
-        fired = frozenset((alert.alert, alert.gpu_index) for alert in sample.alerts if alert.is_fired)
-        for alert in sample.alerts:
-            key = (alert.alert, alert.gpu_index)
-            if (key in fired) != (key in self._fired):
-                self._output.alarm(describe_alert(alert), is_over=key not in fired)
-        self._fired = fired
+        key = (alert.alert, alert.gpu_index)
+        if alert.is_fired is None:  # what fired before is not over by that
+            self._num_unknown[key] += 1
+            if self._num_unknown[key] == _NUM_UNKNOWN:
+                self._output.warn(describe_alert(alert))
+            return
+        self._num_unknown[key] = 0
+        if alert.is_fired != (key in self._fired):
+            self._output.alarm(describe_alert(alert), is_over=not alert.is_fired)
+            self._fired ^= {key}
+
+
+def _make_problem_teller(output: Output) -> Callable[[Sample], None]:
+    """Return what warns when a GPU begins to be unreadable: a watch for alerts must not fall silent by that."""
+    from dsft.monitor.run import find_problems
+
+    told: frozenset[Problem] = frozenset()
+
+    def take(sample: Sample) -> None:
+        nonlocal told
+        problems = find_problems(sample)
+        for problem in problems:
+            if problem not in told:
+                output.warn(problem.found)
+        told = frozenset(problems)
+
+    return take
 
 
 def _show_once(sample: Sample, output: Output) -> None:

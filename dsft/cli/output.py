@@ -100,8 +100,7 @@ class Output:
         if is_over:
             self._tell("alert over: ", text, label_style="green")
             return
-        self._tell("alert: ", text, label_style="bold red")
-        self.stderr.bell()
+        self._tell("alert: ", text, label_style="bold red", rings=True)
 
     def fail(self, report: "Report", *, is_record: bool = True) -> None:
         """Tell why the command ends, in every mode; in JSON mode, if it is a record, as an object on stdout too."""
@@ -125,7 +124,7 @@ class Output:
                 "\\u4f60. With PYTHONIOENCODING=utf-8 they come as they are."
             )
 
-    def _tell(self, label: str, text: str, style: str = "", label_style: str = "") -> None:
+    def _tell(self, label: str, text: str, style: str = "", label_style: str = "", *, rings: bool = False) -> None:
         told = label + text
         if self.stderr.file.isatty():  # what is piped stays a line for each message, for those who search in it
             told = _wrap_at_words(told, self.stderr.width)
@@ -133,6 +132,8 @@ class Output:
         message.stylize(label_style, 0, len(label))
         try:
             self.stderr.print(message, soft_wrap=True)
+            if rings:
+                self.stderr.bell()
         except READER_GONE_ERRORS:
             raise
         except OSError:  # a full disk, say: what is told is not what was asked for, and its loss ends nothing

@@ -88,7 +88,7 @@ class Alert:
     limit: float
 
     def __str__(self) -> str:
-        return f"{self.metric}{self.comparison}{self.limit:g}"
+        return f"{self.metric}{self.comparison}{self.limit:.15g}"
 
     def is_passed_by(self, value: float) -> bool:
         """Return whether a value makes the alert fire."""

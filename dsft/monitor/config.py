@@ -32,6 +32,8 @@ class MonitorConfig:
     alerts: tuple[Alert, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(self.gpus):
+            raise ConfigError("--gpu has an empty place.", "Give indexes or UUIDs with commas between, e.g. --gpu 0,1.")
         if not MIN_INTERVAL_S <= self.interval_s < float("inf"):  # NaN is neither
             raise ConfigError(
                 f"--interval is {self.interval_s:g}.", f"Give seconds, {MIN_INTERVAL_S:g} or more, e.g. --interval 2."

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,8 @@ COLUMNS = (
 )
 """What is not told is an empty cell. Without a usable GPU a row has the host's values alone."""
 
+_HEADER = ",".join(COLUMNS).encode()
+
 
 class CsvLog:
     """Appends samples to a file; `with CsvLog(path) as log: log.write(sample)`.
@@ -37,19 +38,16 @@ class CsvLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            header, is_cut_short = _look_at(path)
+            first_line, is_cut_short = _look_at(path)
+            if first_line and first_line.rstrip(b"\r\n") != _HEADER:
+                raise ConfigError(f"--csv {path} holds something else than rows of this version.", "Name another file.")
             # Unbuffered: a row that could not be written is not tried again when the file is closed.
             self._file = path.open("ab", buffering=0)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = describe_os_error(error) if isinstance(error, OSError) else "it is no text"
+        except OSError as error:
+            reason = describe_os_error(error)
             raise ConfigError(f"--csv {path} can't be written: {reason}.", "Name another file.") from error
-        if header and header != list(COLUMNS):
-            self._file.close()
-            raise ConfigError(f"--csv {path} holds something else than rows of this version.", "Name another file.")
-        if is_cut_short:
-            self._write(b"\n")
-        if not header:
-            self._write_rows([COLUMNS])
+        # What the first row needs before it.
+        self._start = b"\n" if is_cut_short else b"" if first_line else _HEADER + b"\n"
 
     def __enter__(self) -> Self:
         return self
@@ -70,31 +68,31 @@ class CsvLog:
         if not rows:
             problem = sample.problem.kind if sample.problem is not None else ""
             rows = [[sample.time, *[""] * (len(_GPU_COLUMNS) + 1), problem, *host]]
-        self._write_rows(rows)
-
-    def _write_rows(self, rows: Iterable[Sequence[str]]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        self._write(text.getvalue().encode())
-
-    def _write(self, content: bytes) -> None:
+        # A folder's name need not be text.
+        content = self._start + text.getvalue().encode(errors="backslashreplace")
+        self._start = b""
         try:
             while content:
                 content = content[self._file.write(content) :]
         except OSError as error:
-            raise WriteError(f"{self._path} can't be written: {describe_os_error(error)}.", "Make room.") from error
+            raise WriteError(
+                f"--csv {self._path} can't be written any more: {describe_os_error(error)}.",
+                "Make room, or name another file; the same command goes on with this one.",
+            ) from error
 
 
-def _look_at(path: Path) -> tuple[list[str], bool]:
-    """Return the columns of a file, and whether its last row has no end; of a pipe or device nothing is read."""
+def _look_at(path: Path) -> tuple[bytes, bool]:
+    """Return a file's first line, and whether its last row has no end; of a pipe or device nothing is read."""
     if not path.is_file():
-        return [], False
+        return b"", False
     with path.open("rb") as file:
-        header = next(csv.reader([file.readline().decode()]), [])
-        if not header:
-            return [], False
+        first_line = file.readline(len(_HEADER) + 2)
+        if not first_line:
+            return b"", False
         file.seek(-1, io.SEEK_END)
-        return header, file.read() != b"\n"
+        return first_line, file.read() != b"\n"
 
 
 def _gpu_cells(gpu: GpuSample) -> list[str]:
@@ -107,7 +105,7 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, tuple):
-        return "|".join(map(str, value))
+        return "|".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

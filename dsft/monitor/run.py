@@ -48,12 +48,14 @@ def watch(
         ConfigError: A GPU that was asked for is not there.
     """
     started_s = clock()
+    num_intervals = 0
     while True:
         sample = sampler.read()
         sink(sample)
         if config.is_once:
             return sample
-        num_intervals = math.floor((clock() - started_s) / config.interval_s) + 1
+        # Rounding can put a point just before itself: never the same one twice.
+        num_intervals = max(num_intervals, math.floor((clock() - started_s) / config.interval_s)) + 1
         next_s = num_intervals * config.interval_s
         if config.duration_s is not None and next_s >= config.duration_s:
             sleep(max(0.0, started_s + config.duration_s - clock()))

@@ -33,7 +33,7 @@ class _Device:
     gpu_index: int
     uuid: str | None
     free_bytes: int
-    total_bytes: int
+    largest_free_bytes: int
 
 
 def wait_free(
@@ -92,18 +92,22 @@ def _find_roomiest(gpus: ReadsGpus, needed_bytes: int) -> _Device:
     if not devices:
         raise DsftError(
             "No GPU that is watched tells how much of its memory is free.",
-            "Where it shares the host's memory, `dsft monitor` shows that.",
+            "`dsft monitor` shows what it tells: the host's memory may be its own, or MIG be on without an instance.",
         )
-    largest_bytes = max(device.total_bytes for device in devices)
+    largest_bytes = max(device.largest_free_bytes for device in devices)
     if largest_bytes < needed_bytes:
+        # A card of 24 GB has 23.99 GiB: two decimals tell that from 24.
         raise DoesNotFitError(
-            f"{needed_bytes / GIB:g} GiB can't become free: the largest device has {format_gib(largest_bytes)}.",
+            f"{needed_bytes / GIB:g} GiB can't become free: the largest device has {largest_bytes / GIB:.2f} GiB "
+            "without what the driver reserves.",
             "Wait for less.",
         )
     return max(devices, key=lambda device: device.free_bytes)
 
 
 def _list_devices(gpu: GpuSample) -> Iterator[_Device]:
-    for part in gpu.migs or (gpu,):
+    # With MIG on, programs see the parts alone; there may be none yet.
+    for part in gpu.migs if gpu.is_mig_enabled else (gpu,):
         if part.memory_free_bytes is not None and part.memory_total_bytes is not None:
-            yield _Device(gpu.index, part.uuid, part.memory_free_bytes, part.memory_total_bytes)
+            largest_free_bytes = part.memory_total_bytes - (part.memory_reserved_bytes or 0)
+            yield _Device(gpu.index, part.uuid, part.memory_free_bytes, largest_free_bytes)

@@ -1,22 +1,25 @@
 """A sample as plain lines, for files and pipes, and an alert as a sentence."""
 
 from collections.abc import Iterator
+from datetime import datetime
 
-from dsft.core.units import GIB, format_count, format_duration
-from dsft.monitor.sample import AlertSample, GpuSample, HostSample, RunSample, Sample
-from dsft.monitor.throttle import describe_reasons
+from dsft.core.units import GIB, format_count, format_duration, format_gib
+from dsft.monitor.sample import AlertSample, GpuSample, HostSample, MigSample, RunSample, Sample
+from dsft.monitor.throttle import explain_reasons
 
 MISSING = "N/A"
 """Stands for what is not told."""
 
 
 def format_sample(sample: Sample) -> Iterator[str]:
-    """Return a line for each GPU, run and the host; each begins with the time of day."""
-    clock = sample.time[11:19]
+    """Return a line for each GPU, MIG instance, run and the host; each begins with the time of day here."""
+    clock = f"{datetime.fromisoformat(sample.time).astimezone():%H:%M:%S}"
     if sample.problem is not None:
         yield f"{clock} {sample.problem.found}"
     for gpu in sample.gpus:
         yield f"{clock} GPU {gpu.index}: {' · '.join(_gpu_parts(gpu))}"
+        for mig in gpu.migs:
+            yield f"{clock} GPU {gpu.index} MIG {mig.index}: {' · '.join(_memory_and_processes(mig))}"
     for run in sample.runs:
         yield f"{clock} {run.run_name}: {' · '.join(_run_parts(run))}"
     if sample.host is not None:
@@ -26,31 +29,39 @@ def format_sample(sample: Sample) -> Iterator[str]:
 def describe_alert(alert: AlertSample) -> str:
     """Return what an alert says, e.g. `GPU 0: vram is 97.2 % (alert vram>95)`."""
     place = "host" if alert.gpu_index is None else f"GPU {alert.gpu_index}"
-    value = MISSING if alert.value is None else f"{alert.value:.4g} {alert.unit}"
-    return f"{place}: {alert.metric} is {value} (alert {alert.alert})"
+    if alert.value is None:
+        return f"{place}: {alert.metric} is not told, so the alert {alert.alert} can't be judged"
+    value = f"{alert.value:.2f}".rstrip("0").rstrip(".")
+    return f"{place}: {alert.metric} is {value} {alert.unit} (alert {alert.alert})"
 
 
 def _gpu_parts(gpu: GpuSample) -> Iterator[str]:
     if gpu.problem is not None:
         yield gpu.problem.found
         return
-    yield f"memory {_pair(gpu.memory_used_bytes, gpu.memory_total_bytes, GIB, 'GiB')}"
+    memory, *processes = _memory_and_processes(gpu)
+    yield memory
     yield f"util {_value(gpu.gpu_utilization_percent, '%')}"
     yield f"bandwidth {_value(gpu.memory_bandwidth_utilization_percent, '%')}"
     yield f"temp {_value(gpu.temperature_c, '°C')}"
     yield f"power {_pair(gpu.power_w, gpu.power_limit_w, 1, 'W')}"
     yield f"SM {_value(gpu.sm_clock_mhz, 'MHz')}"
     if gpu.throttle_reasons:
-        yield describe_reasons(gpu.throttle_reasons)
-    if gpu.processes is not None:
-        num_processes = len(gpu.processes)
+        yield ", ".join(reason.words for reason in explain_reasons(gpu.throttle_reasons))
+    yield from processes
+
+
+def _memory_and_processes(device: GpuSample | MigSample) -> Iterator[str]:
+    yield f"memory {_pair(device.memory_used_bytes, device.memory_total_bytes, GIB, 'GiB')}"
+    if device.processes is not None:
+        num_processes = len(device.processes)
         yield f"{num_processes} {'process' if num_processes == 1 else 'processes'}"
 
 
 def _run_parts(run: RunSample) -> Iterator[str]:
     yield run.stage
     if run.step is not None:
-        yield f"step {run.step}/{run.num_steps}"
+        yield f"step {run.step}{f'/{run.num_steps}' if run.num_steps is not None else ''}"
     if run.loss is not None:
         yield f"loss {run.loss:.4f}"
     if run.tok_per_s is not None:
@@ -59,7 +70,7 @@ def _run_parts(run: RunSample) -> Iterator[str]:
         yield f"{format_duration(run.eta_s)} left"
     if run.peak_memory_bytes is not None:
         predicted = run.predicted_memory_bytes
-        of_predicted = f" of {predicted / GIB:.1f} GiB predicted" if predicted is not None else " GiB"
+        of_predicted = f" of {format_gib(predicted)} predicted" if predicted is not None else " GiB"
         yield f"peak {run.peak_memory_bytes / GIB:.1f}{of_predicted}"
 
 
