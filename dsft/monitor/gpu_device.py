@@ -1,0 +1,177 @@
+"""One GPU: its handle, what never changes, and what it says now."""
+
+from time import monotonic
+from typing import Any
+
+from dsft.monitor.gpu_facts import GpuFacts, read_facts
+from dsft.monitor.gpu_processes import ProcessLister
+from dsft.monitor.gpu_values import read_values
+from dsft.monitor.mig import MigReader
+from dsft.monitor.nvml_codes import NVML_LOST
+from dsft.monitor.nvml_problems import describe_device_problem
+from dsft.monitor.nvml_questions import Questions
+from dsft.monitor.processes import ProcessReader
+from dsft.monitor.sample import GpuSample, Problem
+
+RETRY_S = 5.0
+"""How long something that is lost is left alone."""
+
+_MIG_MODE_S = 5.0
+
+
+class GpuDevice:
+    """Reads one GPU, and tries again later where it is lost.
+
+    Args:
+        nvml: The pynvml module, initialised.
+        index: Which GPU it is called in samples.
+        processes: Tells what the PIDs are.
+
+    Attributes:
+        index: As given.
+        nvml_index: Which one it is for NVML now; None where NVML counts it no more.
+        uuid: None until it could be read.
+        problem: Why it can't be read.
+    """
+
+    def __init__(self, nvml: Any, index: int, processes: ProcessReader) -> None:
+        self.index = index
+        self.nvml_index: int | None = index
+        self.uuid: str | None = None
+        self.problem: Problem | None = None
+        self._nvml = nvml
+        self._processes = processes
+        self._name: str | None = None
+        self._retry_at_s = 0.0
+        self._questions: Questions | None = None
+        self._facts = GpuFacts()
+        self._mig: MigReader | None = None
+        self._mig_mode_at_s = 0.0
+        self._lister: ProcessLister | None = None
+        self._is_utilization_due = True
+        self._pcie_bytes_per_s: dict[str, float] = {}
+
+    def open(self) -> None:
+        """Get a handle and read what never changes, if that is not done and it is time to try.
+
+        Raises:
+            NVMLError: NVML as a whole is lost.
+        """
+        try:
+            if self._questions is not None and self._is_mig_mode_kept(self._questions):
+                return
+            if monotonic() < self._retry_at_s:
+                return
+            if self.nvml_index is None:
+                raise self._nvml.NVMLError(self._nvml.NVML_ERROR_GPU_NOT_FOUND)
+            questions = Questions(self._nvml, self._nvml.nvmlDeviceGetHandleByIndex(self.nvml_index))
+            self._facts = read_facts(questions)
+        except self._nvml.NVMLError as error:
+            self._lose(error)
+            return
+        self._questions = questions
+        self.uuid = self._facts.uuid or self.uuid
+        self._name = self._facts.name or self._name
+        self._mig = MigReader(questions, self._processes) if self._facts.is_mig_enabled else None
+        self._mig_mode_at_s = monotonic()
+        self._lister = ProcessLister(questions, self._processes)
+        self._is_utilization_due = True
+        self._pcie_bytes_per_s = {}
+
+    def close(self) -> None:
+        """Forget the handle: NVML is shut down, or counts its devices anew."""
+        self._questions = None
+        self._retry_at_s = 0.0
+
+    @property
+    def pcie_directions(self) -> tuple[str, ...]:
+        """Directions in which its PCIe traffic can be measured: `rx`, `tx` or none."""
+        if self._questions is None:
+            return ()
+        return tuple(name for name, counter in self._pcie_counters() if not self._questions.is_unanswerable(*counter))
+
+    def measure_pcie(self, direction: str) -> None:
+        """Measure a direction for 20 ms; the next samples tell the result.
+
+        Raises:
+            NVMLError: NVML as a whole is lost.
+        """
+        if self._questions is None:
+            return
+        try:
+            kb_per_s = self._questions.ask_number(*dict(self._pcie_counters())[direction])
+        except self._nvml.NVMLError as error:
+            self._lose(error)
+            return
+        if kb_per_s is not None:
+            self._pcie_bytes_per_s[direction] = kb_per_s * 1000.0
+        else:
+            self._pcie_bytes_per_s.pop(direction, None)
+
+    def read(self, *, reads_process_utilization: bool) -> GpuSample:
+        """Return what the GPU says now.
+
+        Args:
+            reads_process_utilization: Whether that is asked for anew; after `open` it is anyway.
+
+        Raises:
+            NVMLError: NVML as a whole is lost.
+        """
+        if self._questions is not None:
+            try:
+                return self._read(self._questions, reads_process_utilization)
+            except self._nvml.NVMLError as error:
+                self._lose(error)
+        return GpuSample(self.index, self.uuid, self._name, self.problem)
+
+    def _read(self, questions: Questions, reads_process_utilization: bool) -> GpuSample:
+        questions.num_answers, questions.failure = 0, None
+        facts, mig = self._facts, self._mig
+        values = read_values(questions, facts)
+        if not questions.num_answers and questions.failure is not None:
+            raise questions.failure  # it answers nothing at all
+        processes = None
+        if mig is None and self._lister is not None:
+            processes = self._lister.read(reads_utilization=reads_process_utilization or self._is_utilization_due)
+            self._is_utilization_due = False
+        self.problem = None
+        return GpuSample(
+            index=self.index,
+            uuid=self.uuid,
+            name=self._name,
+            pci_bus_id=facts.pci_bus_id,
+            temperature_slowdown_c=facts.temperature_slowdown_c,
+            sm_clock_max_mhz=facts.sm_clock_max_mhz,
+            memory_clock_max_mhz=facts.memory_clock_max_mhz,
+            pcie_generation_max=facts.pcie_generation_max,
+            pcie_width_max=facts.pcie_width_max,
+            pcie_rx_bytes_per_s=self._pcie_bytes_per_s.get("rx"),
+            pcie_tx_bytes_per_s=self._pcie_bytes_per_s.get("tx"),
+            is_ecc_enabled=facts.is_ecc_enabled,
+            is_mig_enabled=facts.is_mig_enabled,
+            migs=mig.read() if mig is not None else (),
+            processes=processes,
+            **values,
+        )
+
+    def _is_mig_mode_kept(self, questions: Questions) -> bool:
+        """Return whether MIG is as it was; a GPU where it was turned on or off tells other counters."""
+        if self._facts.is_mig_enabled is None or monotonic() < self._mig_mode_at_s + _MIG_MODE_S:
+            return True
+        self._mig_mode_at_s = monotonic()
+        mode = questions.ask("nvmlDeviceGetMigMode")
+        return mode is None or bool(mode[0]) == self._facts.is_mig_enabled
+
+    def _lose(self, error: Any) -> None:
+        if error.value in NVML_LOST:
+            raise error
+        self.problem = describe_device_problem(error, self.index, self._name)
+        self._questions = None
+        self._retry_at_s = monotonic() + RETRY_S
+
+    def _pcie_counters(self) -> tuple[tuple[str, tuple[str, int]], ...]:
+        function = "nvmlDeviceGetPcieThroughput"
+        return (
+            ("rx", (function, self._nvml.NVML_PCIE_UTIL_RX_BYTES)),
+            ("tx", (function, self._nvml.NVML_PCIE_UTIL_TX_BYTES)),
+        )

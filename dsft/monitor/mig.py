@@ -1,0 +1,87 @@
+"""The MIG instances of a GPU: parts that programs see as devices of their own."""
+
+from time import monotonic
+from typing import Any
+
+from dsft.monitor.gpu_processes import ProcessLister
+from dsft.monitor.gpu_values import read_memory
+from dsft.monitor.nvml_codes import NVML_LOST
+from dsft.monitor.nvml_questions import Questions
+from dsft.monitor.processes import ProcessReader
+from dsft.monitor.sample import MigSample
+
+_SEARCH_S = 5.0
+"""How often instances that came or went are looked for."""
+
+
+class _Instance:
+    """One instance and what never changes about it."""
+
+    def __init__(self, index: int, questions: Questions, processes: ProcessReader) -> None:
+        self._index = index
+        self._questions = questions
+        self._uuid = questions.ask_text("nvmlDeviceGetUUID")
+        self._name = questions.ask_text("nvmlDeviceGetName")
+        self._lister = ProcessLister(questions, processes)
+
+    def read(self) -> MigSample:
+        """Return what the instance says now."""
+        return MigSample(
+            index=self._index,
+            uuid=self._uuid,
+            name=self._name,
+            processes=self._lister.read(reads_utilization=False),
+            **read_memory(self._questions),
+        )
+
+
+class MigReader:
+    """Reads the instances of one GPU that has MIG on.
+
+    Args:
+        questions: To the GPU.
+        processes: Tells what the PIDs are.
+    """
+
+    def __init__(self, questions: Questions, processes: ProcessReader) -> None:
+        self._questions = questions
+        self._processes = processes
+        self._instances: tuple[_Instance, ...] = ()
+        self._search_at_s = 0.0
+
+    def read(self) -> tuple[MigSample, ...]:
+        """Return what the instances say now, by index.
+
+        Raises:
+            NVMLError: The GPU or NVML as a whole is lost.
+        """
+        if monotonic() >= self._search_at_s:
+            self._instances = self._search()
+            self._search_at_s = monotonic() + _SEARCH_S
+        samples = []
+        for instance in self._instances:
+            try:
+                samples.append(instance.read())
+            except self._questions.nvml.NVMLError as error:
+                if error.value in NVML_LOST:
+                    raise
+                self._search_at_s = 0.0  # it was destroyed
+        return tuple(samples)
+
+    def _search(self) -> tuple[_Instance, ...]:
+        nvml, count = self._questions.nvml, self._questions.ask_number("nvmlDeviceGetMaxMigDeviceCount")
+        found = []
+        for index in range(count or 0):
+            handle = self._find(index)
+            if handle is not None:
+                found.append(_Instance(index, Questions(nvml, handle), self._processes))
+        return tuple(found)
+
+    def _find(self, index: int) -> Any:
+        nvml = self._questions.nvml
+        try:
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(self._questions.handle, index)
+        except nvml.NVMLError as error:
+            if error.value in NVML_LOST:
+                raise
+            return None  # that many are possible, but not made
