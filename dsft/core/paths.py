@@ -19,6 +19,16 @@ def triton_cache_dir() -> Path:
     return cache_dir() / "triton"
 
 
+def state_dir() -> Path:
+    """Return dsft's state folder, `$XDG_STATE_HOME/dsft`: what goes on now, and nothing that a later run needs."""
+    return _xdg("XDG_STATE_HOME", ".local/state")
+
+
+def live_runs_dir() -> Path:
+    """Return the folder in which every training run leaves a file as long as it goes on."""
+    return state_dir() / "runs"
+
+
 def presets_dir() -> Path:
     """Return the folder of presets: inside the installed package, else beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent

@@ -51,6 +51,8 @@ class RunStarted:
     num_blocks: int = 0
     predicted_memory_bytes: int | None = None
     """Predicted peak of the whole device; None on a CPU."""
+    validates_first: bool = False
+    """Whether a validation pass comes before the first step."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ class StepDone:
     memory_used_bytes: int | None = None
     """GPU memory in use on the device; None on a CPU."""
     memory_total_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    """The most in use on the device at the end of a step, since the plan in force; None on a CPU."""
+    validates_next: bool = False
+    """Whether a validation pass comes before the next step."""
+    saves_next: bool = False
+    """Whether a checkpoint is saved before the next step, after the validation."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,8 @@ class PlanChanged:
     failed_plan: dict[str, object]
     description: str
     reason: str
+    predicted_memory_bytes: int | None = None
+    """Peak of the whole device that is predicted for the smaller plan."""
 
 
 Event = (

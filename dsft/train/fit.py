@@ -20,7 +20,7 @@ from dsft.train.interrupt import InterruptGuard
 from dsft.train.planning import keep_checkpoint_plan
 from dsft.train.recorder import RunRecorder
 from dsft.train.recovery import PlanChange
-from dsft.train.reports import TrainerHooks
+from dsft.train.reports import StepReport, TrainerHooks
 from dsft.train.restore import load_adapter_weights, read_trainer_state
 from dsft.train.result import build_result
 from dsft.train.resume import first_step_after, lacks_first_validation, lacks_last_validation
@@ -126,8 +126,11 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
         _hold_to_budget(setup, change.plan)
         # Peaks are told beside the prediction for the plan that is left.
         torch.cuda.reset_peak_memory_stats()
-        recorder.peak_device_bytes = None
-        recorder.on_plan_change(change)
+        recorder.on_plan_change(change, _predict_peak(setup, change.plan))
+
+    def on_step(report: StepReport) -> None:
+        control = trainer.control
+        recorder.on_step(report, validates_next=control.should_evaluate, saves_next=control.should_save)
 
     with InterruptGuard() as guard:
         trainer = QloraTrainer(
@@ -155,7 +158,7 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
             num_workers=config.dataloader_num_workers,
             guard=guard,
             hooks=TrainerHooks(
-                recorder.on_step,
+                on_step,
                 recorder.on_validation,
                 recorder.on_checkpoint,
                 recorder.on_interrupt,
@@ -164,15 +167,19 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
             shrink=run_plan.shrink if is_gpu else None,
             find_largest=setup.order.largest_micro_batch if is_gpu else None,
         )
-        recorder.tell(_started(setup, model, first_step))
+        only_ends = resumed_state is not None and first_step >= setup.num_steps
+        validates_first = trainer.args.eval_on_start
+        if resumed_state is not None and only_ends:
+            validates_first = lacks_last_validation(setup, resumed_state)
+        recorder.tell(_started(setup, model, first_step, validates_first=validates_first))
         if is_gpu:
             torch.cuda.reset_peak_memory_stats()
-        if checkpoint is not None and resumed_state is not None and first_step >= setup.num_steps:
+        if checkpoint is not None and resumed_state is not None and only_ends:
             # Only the end is missing: the last validation, if it was cut short, and the final files.
             load_adapter_weights(model, checkpoint)
             trainer.state = resumed_state
             trainer.adopt_best_on_disk()
-            if lacks_last_validation(setup, resumed_state):
+            if validates_first:
                 trainer.evaluate()
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
@@ -184,11 +191,10 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
     return trainer
 
 
-def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
+def _started(setup: RunSetup, model: Any, first_step: int, *, validates_first: bool) -> RunStarted:
     config = setup.config
     num_trainable, num_parameters = model.get_nb_trainable_parameters()
     plan = setup.run_plan.plan
-    predicted = setup.predict_memory(plan)
     return RunStarted(
         run_name=Path(config.save_dir).resolve().name,
         model_name=config.model_name,
@@ -208,5 +214,12 @@ def _started(setup: RunSetup, model: Any, first_step: int) -> RunStarted:
         micro_batch_tokens=plan.micro_batch_tokens if plan.splits_by_tokens else None,
         num_recomputed_blocks=plan.num_recomputed,
         num_blocks=setup.run_plan.num_blocks,
-        predicted_memory_bytes=predicted.device_bytes if predicted is not None else None,
+        predicted_memory_bytes=_predict_peak(setup, plan),
+        validates_first=validates_first,
     )
+
+
+def _predict_peak(setup: RunSetup, plan: ExecutionPlan) -> int | None:
+    """Return the predicted peak of the whole device, in bytes; None on a CPU."""
+    predicted = setup.predict_memory(plan)
+    return predicted.device_bytes if predicted is not None else None

@@ -64,8 +64,8 @@ class RunRecorder:
         if isinstance(event, CheckpointSaved | Validated | InterruptRequested | PlanChanged):
             self.history.append(line | dataclasses.asdict(event))
 
-    def on_step(self, report: StepReport) -> None:
-        """Record an optimizer step."""
+    def on_step(self, report: StepReport, *, validates_next: bool = False, saves_next: bool = False) -> None:
+        """Record an optimizer step, and what comes before the next one."""
         self.steps.append(report)
         # The first step of a process carries one-off costs; it counts only until there is a second.
         if len(self.steps) == 2:
@@ -90,6 +90,9 @@ class RunRecorder:
                 eta_s=(self._num_steps - report.step) * seconds / len(self._recent),
                 memory_used_bytes=memory.used_bytes if memory is not None else None,
                 memory_total_bytes=memory.total_bytes if memory is not None else None,
+                peak_memory_bytes=self.peak_device_bytes,
+                validates_next=validates_next,
+                saves_next=saves_next,
             )
         )
 
@@ -105,8 +108,9 @@ class RunRecorder:
         """Record that a signal came."""
         self.tell(InterruptRequested(signal_name))
 
-    def on_plan_change(self, change: "PlanChange") -> None:
-        """Record that a plan gave way to a smaller one."""
+    def on_plan_change(self, change: "PlanChange", predicted_memory_bytes: int | None = None) -> None:
+        """Record that a plan gave way to a smaller one; peaks begin anew, beside the prediction for that."""
+        self.peak_device_bytes = None
         self.tell(
             PlanChanged(
                 step=change.step,
@@ -114,6 +118,7 @@ class RunRecorder:
                 failed_plan=dataclasses.asdict(change.failed),
                 description=describe_change(change.failed, change.plan),
                 reason=change.reason,
+                predicted_memory_bytes=predicted_memory_bytes,
             )
         )
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from dsft.core.config.load import ResolvedConfig
 from dsft.core.config.schema import recipe
 from dsft.core.data.report import DataReport, SamplePreview
+from dsft.core.live_runs import registered
 from dsft.train.checkpoint import remove_leftovers
 from dsft.train.events import EventSink, Notice, TrainResult
-from dsft.train.folders import RunFolders, RunInputs, check_folders, check_same_inputs, locked
+from dsft.train.folders import EVENT_LOG, RunFolders, RunInputs, check_folders, check_same_inputs, locked
 from dsft.train.setup import RunSetup, describe_techniques, prepare_setup
 
 
@@ -71,7 +72,9 @@ def run_train(resolved: ResolvedConfig, *, resume: bool, overwrite: bool, sink: 
     setup = prepare_setup(resolved, sink)
     for remark in setup.data.report.remarks:
         sink(Notice(remark))
-    with locked(folders):
+    run_name = folders.save_dir.resolve().name
+    event_log = folders.output_dir / EVENT_LOG
+    with locked(folders), registered(run_name, event_log, folders.output_dir, lambda text: sink(Notice(text))):
         # Another run may have begun there since the first look.
         check_folders(folders, resume=resume, overwrite=overwrite, recipe=recipe(config))
         return _run_locked(setup, folders, resume=resume, sink=sink)
