@@ -177,7 +177,8 @@ class RunSample:
         pid: Its process, in the PID namespace it runs in.
         started: When the process began, ISO 8601.
         event_log: Absolute path of its event log.
-        stage: loading (no step has begun), training, validating, saving or stopping (a signal came).
+        stage: loading (no step has begun), training, validating, saving, stopping (a signal came), or unknown where its
+            event log can't be read from here.
         first_step: Step this process went on from.
         loss: Of the newest step, mean cross-entropy per target token in nats.
         recent_losses: Of the newest steps, oldest first.
