@@ -102,11 +102,12 @@ def parse_alert(text: str) -> Alert:
         ConfigError: It has no known metric, or not this form.
     """
     names = ", ".join(METRICS)
-    if text.strip().lower() in METRICS:
+    name = text.strip().lower()
+    if name in METRICS:
         # A shell takes an unquoted > for itself.
         raise ConfigError(
-            f"--alert {text} has no limit.",
-            f"Write it in quotes, or the shell takes the > for a file: --alert '{text}>95'.",
+            f"--alert {name} has no limit.",
+            f"Write it in quotes, or the shell takes the > for a file: --alert '{name}>95'.",
         )
     form = _FORM.fullmatch(text.lower())
     if form is None:

@@ -15,6 +15,9 @@ from dsft.monitor.sampler import ReadsSamples, Sampler
 _CPU_WINDOW_S = 0.1
 """How long a single sample watches the CPU; the use of it is a difference between two looks."""
 
+_ROUNDING_S = 1e-6
+"""3 times 0.7 s is a little less than 2.1 s; no further sample fits in between."""
+
 
 def open_sampler(config: MonitorConfig) -> Sampler:
     """Return what reads all that is asked for."""
@@ -54,10 +57,10 @@ def watch(
         sink(sample)
         if config.is_once:
             return sample
-        # Rounding can put a point just before itself: never the same one twice.
+        # Rounding can put the time just before the point it is: never the same one twice.
         num_intervals = max(num_intervals, math.floor((clock() - started_s) / config.interval_s)) + 1
         next_s = num_intervals * config.interval_s
-        if config.duration_s is not None and next_s >= config.duration_s:
+        if config.duration_s is not None and next_s >= config.duration_s - _ROUNDING_S:
             sleep(max(0.0, started_s + config.duration_s - clock()))
             return sample
         sleep(max(0.0, started_s + next_s - clock()))
