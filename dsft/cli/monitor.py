@@ -11,6 +11,7 @@ from dsft.cli.errors import Terminated, report
 from dsft.cli.options import JsonOption, QuietOption
 from dsft.cli.output import Mode, Output
 from dsft.core.errors import ConfigError, DsftError, ExitCode
+from dsft.core.signals import held_signals
 from dsft.core.units import GIB
 from dsft.monitor.config import MonitorConfig
 
@@ -141,8 +142,9 @@ def _watch(config: MonitorConfig, output: Output, csv_file: Path | None) -> None
             sinks.append(stack.enter_context(CsvLog(csv_file)).write)
 
         def sink(sample: "Sample") -> None:
-            for take in sinks:
-                take(sample)
+            with held_signals():  # a line or row that is begun is written to its end
+                for take in sinks:
+                    take(sample)
 
         if is_live:
             from dsft.cli.monitor_screen import run_screen

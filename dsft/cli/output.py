@@ -4,6 +4,8 @@ Data goes to stdout, everything else to stderr.
 """
 
 import dataclasses
+import errno
+import io
 import json
 import math
 import os
@@ -64,8 +66,7 @@ class Output:
         if self.mode is not Mode.JSON:
             self._tell_of_escapes(text)
             with _naming_stdout():
-                sys.stdout.write(text + end)
-                sys.stdout.flush()
+                _write_whole(text + end)
 
     def show(self, renderable: RenderableType) -> None:
         """Draw a result for people, nothing in the other modes; lines that a view leaves too long stay whole."""
@@ -83,8 +84,7 @@ class Output:
         """Write one JSON object on a line of its own; nothing in the other modes."""
         if self.mode is Mode.JSON:
             with _naming_stdout():
-                sys.stdout.write(to_json(record) + "\n")
-                sys.stdout.flush()
+                _write_whole(to_json(record) + "\n")
 
     def note(self, text: str, style: str = "") -> None:
         """Tell people something on stderr; nothing in the other modes."""
@@ -183,6 +183,23 @@ def _naming_stdout() -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or "stdout"
         raise
+
+
+def _write_whole(text: str) -> None:
+    """Write text to stdout at once, and all of it."""
+    raw = getattr(sys.stdout, "buffer", None)
+    if not isinstance(raw, io.RawIOBase):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    # With PYTHONUNBUFFERED, as many containers set it, TextIOWrapper drops without a word what is left of a write that
+    # a signal or a full disk has cut short.
+    rest = text.encode(sys.stdout.encoding, sys.stdout.errors or "strict")
+    while rest:
+        num_written = raw.write(rest)
+        if num_written is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        rest = rest[num_written:]
 
 
 def _drop_unwritten(stream: Any) -> None:
