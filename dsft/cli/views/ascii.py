@@ -12,7 +12,7 @@ _LOOKALIKE_GROUPS = (
     ("▁▂▃▄▅▆▇█", "_.,:;+*#"),
     ("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\|/-\\|/"),
     ("↓↑→·×✓✗★…–—•↵⇥▌⟦⟧", "v^>|x+!*.--*$>>[]"),
-    ("‘’“”\u00a0", "''\"\" "),
+    ("‘’“”\u00a0°", "''\"\"  "),
 )
 _LOOKALIKES = str.maketrans(*("".join(characters) for characters in zip(*_LOOKALIKE_GROUPS, strict=True))) | {
     ord("｜"): "||"

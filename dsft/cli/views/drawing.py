@@ -24,9 +24,15 @@ def flow(parts: Iterable[str], width: int, style: str = "") -> list[Text]:
 
 def draw_bar(fraction: float, width: int, style: str) -> Text:
     """Draw a bar that reads without colour too: heavy for what is done, light for the rest."""
+    done, rest = split_bar(fraction, width)
+    return Text.assemble((done, style), (rest, "dim"))
+
+
+def split_bar(fraction: float, width: int) -> tuple[str, str]:
+    """Return the characters of a bar: those for what is done and those for the rest."""
     halves = round(min(1.0, max(0.0, fraction)) * width * 2)
     done = "━" * (halves // 2) + "╸" * (halves % 2)
-    return Text.assemble((done, style), ("─" * (width - len(done)), "dim"))
+    return done, "─" * (width - len(done))
 
 
 def draw_sparkline(values: Sequence[float]) -> str:
@@ -43,6 +49,26 @@ def draw_sparkline(values: Sequence[float]) -> str:
         return _SPARKS[round((value - low) / span * top)] if span > 0 else _SPARKS[top // 2]
 
     return "".join(draw(value) for value in values)
+
+
+def draw_history(percents: Iterable[float | None], num_rows: int = 1) -> list[str]:
+    """Draw percentages on a scale that is always the same, in characters of eight heights.
+
+    Args:
+        percents: From 0 to 100; None, which leaves a gap, where there is none.
+        num_rows: Rows the scale is spread over.
+
+    Returns:
+        The rows, the top one first.
+    """
+    top = len(_SPARKS) * num_rows
+    heights = [
+        0 if percent is None else max(1, round(min(100.0, max(0.0, percent)) / 100 * top)) for percent in percents
+    ]
+    columns = " " + _SPARKS
+    return [
+        "".join([columns[min(8, max(0, height - below))] for height in heights]) for below in range(top - 8, -1, -8)
+    ]
 
 
 def clip(text: Text, width: int) -> Text:

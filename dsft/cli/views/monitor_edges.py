@@ -1,0 +1,73 @@
+"""What frames the monitor's screen: alerts that fire at the top, keys and time at the bottom, help in between."""
+
+from datetime import datetime
+
+from dsft.cli.views.monitor_line import Line, join_fitting, wrap_words
+from dsft.cli.views.monitor_lines import describe_alert
+from dsft.cli.views.monitor_state import MonitorState
+from dsft.monitor.sample import Sample
+
+ALERT_RANK = 90
+"""Of the rows that alerts stand in; one less for how many more there are."""
+
+_FOOTER_RANK = 100
+_ALERT_STYLE = "bold reverse red"
+_MAX_ALERTS = 3
+
+_KEYS = (
+    ("q, Esc", "quit"),
+    ("p", "pause: the screen stands still; history, alerts and a CSV file go on"),
+    ("s", "sort the processes: by memory, PID, user, GPU, command"),
+    ("↑ ↓", "scroll the processes by one; PgUp and PgDn by what the screen shows, Home and End to either end"),
+    ("h, ?", "this help; any key leaves it"),
+    ("Ctrl-Z", "stop; `fg` goes on"),
+)
+_KEY_WIDTH = 8
+
+
+def draw_alerts(sample: Sample, width: int, most: int = _MAX_ALERTS) -> list[Line]:
+    """Draw a banner for each alert that fires, and how many more there are."""
+    fired = [alert for alert in sample.alerts if alert.is_fired]
+    shown = fired if len(fired) <= most else fired[: max(1, most - 1)]
+    rows = [Line(f" ALERT  {describe_alert(alert)}", _ALERT_STYLE, ALERT_RANK) for alert in shown]
+    if len(fired) > len(shown):
+        more = f"and {len(fired) - len(shown)} more"
+        if most > 1:
+            rows.append(Line(f" {more}", _ALERT_STYLE, ALERT_RANK - 1))
+        else:
+            rows = [Line(f" ALERT ({more})  {describe_alert(fired[0])}", _ALERT_STYLE, ALERT_RANK)]
+    for row in rows:
+        row.clip(width)
+        row.parts = [(text, _ALERT_STYLE) for text, _ in row.fill(width).parts]
+    return rows
+
+
+def draw_footer(state: MonitorState, width: int) -> Line:
+    """Draw keys, interval and the time of what is shown."""
+    clock = Line(_format_clock(state.sample), "bold")
+    if state.has_keys:
+        words = (("q", "quit", 6), ("p", "pause", 4), ("s", "sort", 2), ("↑↓", "scroll", 1), ("?", "keys", 3))
+        fields = [(rank, Line(key, "bold").add(f" {word}", "dim")) for key, word, rank in words]
+    else:
+        fields = [(6, Line("Ctrl-C quits", "dim"))]
+    if state.is_paused:
+        fields.insert(0, (7, Line(" paused ", "bold reverse yellow")))
+    row = join_fitting(fields, max(1, width - clock.width - 2), rank=_FOOTER_RANK)
+    interval = Line(f"every {state.interval_s:g} s · ", "dim")
+    right = interval.join(clock) if row.width + interval.width + clock.width + 2 <= width else clock
+    return row.fill(width - right.width).join(right).clip(width)
+
+
+def draw_help(width: int) -> list[Line]:
+    """Draw what each key does."""
+    rows = [Line("Keys", "bold cyan", 60), Line()]
+    for key, words in _KEYS:
+        first = Line(f"{key:<{_KEY_WIDTH}}", "bold", 60)
+        for position, row in enumerate(wrap_words(words, max(8, width - _KEY_WIDTH))):
+            start = first if position == 0 else Line(" " * _KEY_WIDTH, rank=60)
+            rows.append(start.join(row).clip(width))
+    return rows
+
+
+def _format_clock(sample: Sample | None) -> str:
+    return "" if sample is None else datetime.fromisoformat(sample.time).astimezone().strftime("%H:%M:%S")

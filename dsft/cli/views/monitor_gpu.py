@@ -1,0 +1,124 @@
+"""One GPU on the monitor's screen: a row for each figure, with charts or without, or few dense rows."""
+
+from dsft.cli.views.monitor_figures import format_figure, format_memory, format_share, level_style
+from dsft.cli.views.monitor_gpu_bars import NARROW, draw_charts, draw_meter_pair, draw_meters, has_spark_columns
+from dsft.cli.views.monitor_gpu_facts import (
+    describe_clocks,
+    describe_ecc,
+    describe_heat,
+    describe_mode,
+    describe_name,
+    describe_pcie,
+    describe_temperature,
+    describe_throttle,
+    is_braked,
+)
+from dsft.cli.views.monitor_line import Line, draw_heading, flow_lines, join_fitting, labelled, printable, wrap_words
+from dsft.cli.views.monitor_lines import MISSING
+from dsft.cli.views.monitor_state import GpuHistory, to_percent
+from dsft.monitor.sample import GpuSample, MigSample, Problem
+
+CHARTS_WIDTH = 130
+"""From this many columns on there is room for charts beside the figures."""
+
+_FIGURES_WIDTH = 74
+"""Of the rows that charts stand beside."""
+
+_CHART_GAP = 3
+_HEADING_RANK, _FACTS_RANK, _THROTTLE_RANK, _BRAKE_RANK = 55, 42, 50, 75
+_MIG_NAME_WIDTH, _MIG_FIGURES_WIDTH, _MAX_MIG_BAR_WIDTH = 22, 18, 40
+
+
+def draw_gpu(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line]:
+    """Draw a GPU with a row for each figure."""
+    return [_draw_heading(gpu, width), *_draw_figures(gpu, history, width), *_draw_migs(gpu, width)]
+
+
+def draw_gpu_with_charts(
+    gpu: GpuSample, history: GpuHistory, interval_s: float, width: int, num_more_rows: int = 0
+) -> list[Line]:
+    """Draw a GPU with a row for each figure, and charts of memory and use beside them.
+
+    Args:
+        gpu: The GPU.
+        history: Its last samples.
+        interval_s: Time between them.
+        width: Of the rows.
+        num_more_rows: By how many rows the charts are higher than the figures.
+    """
+    if gpu.problem is not None:
+        return draw_gpu(gpu, history, width)
+    figures = _draw_figures(gpu, history, _FIGURES_WIDTH) + [Line() for _ in range(num_more_rows)]
+    room = _FIGURES_WIDTH + _CHART_GAP
+    charts = draw_charts(gpu, history, interval_s, width - room, len(figures))
+    rows = [row.fill(room).join(chart) for row, chart in zip(figures, charts, strict=True)]
+    return [_draw_heading(gpu, width), *rows, *_draw_migs(gpu, width)]
+
+
+def draw_dense_gpu(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line]:
+    """Draw a GPU in few rows."""
+    rows = [_draw_heading(gpu, width)]
+    if gpu.problem is not None:
+        return rows + draw_problem(gpu.problem, width)
+    rows += draw_meter_pair(gpu, history, width)
+    power = labelled("power", format_share(gpu.power_w, gpu.power_limit_w, "W"))
+    bandwidth = labelled("bandwidth", format_figure(gpu.memory_bandwidth_utilization_percent, "%"))
+    fan = labelled("fan", format_figure(gpu.fan_percent, "%"))
+    rows += flow_lines([describe_temperature(gpu), power, bandwidth, fan], width, rank=74)
+    rest = [*describe_clocks(gpu, is_short=True)[:1], *describe_pcie(gpu, is_short=True)[:1], describe_ecc(gpu)]
+    rows.append(_draw_throttle(gpu, width, [] if width < NARROW else rest))
+    if width < NARROW:
+        rows += flow_lines(rest, width, rank=_FACTS_RANK)
+    return rows + _draw_migs(gpu, width)
+
+
+def draw_problem(problem: Problem, width: int) -> list[Line]:
+    """Say why a GPU, or all of them, can't be read, and what to do."""
+    return [*wrap_words(problem.found, width, "bold red", rank=79), *wrap_words(problem.fix, width, rank=61)]
+
+
+def _draw_heading(gpu: GpuSample, width: int) -> Line:
+    return draw_heading(describe_name(gpu), width, describe_mode(gpu), rank=_HEADING_RANK)
+
+
+def _draw_figures(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line]:
+    if gpu.problem is not None:
+        return draw_problem(gpu.problem, width)
+    rows = draw_meters(gpu, history, width)
+    is_narrow = width < NARROW
+    facts = [*describe_clocks(gpu, is_short=is_narrow), *describe_pcie(gpu, is_short=is_narrow)]
+    heat = flow_lines(describe_heat(gpu), width)
+    if len(heat) == 1 and has_spark_columns(width, heat[0].width):
+        rows[-1].add("  ").join(heat[0])  # the temperature has no history in its row
+    else:
+        facts += describe_heat(gpu)
+    if is_narrow:
+        facts.append(describe_ecc(gpu))
+    rows += flow_lines(facts, width, rank=_FACTS_RANK)
+    rows.append(_draw_throttle(gpu, width, [] if is_narrow else [describe_ecc(gpu)]))
+    return rows
+
+
+def _draw_throttle(gpu: GpuSample, width: int, others: list[Line]) -> Line:
+    words = labelled("throttle", "").join(describe_throttle(gpu))
+    row = flow_lines([words, *others], width)[0]
+    row.rank = _BRAKE_RANK if is_braked(gpu) else _THROTTLE_RANK
+    return row
+
+
+def _draw_migs(gpu: GpuSample, width: int) -> list[Line]:
+    return [_draw_mig(mig, width) for mig in gpu.migs]
+
+
+def _draw_mig(mig: MigSample, width: int) -> Line:
+    percent = to_percent(mig.memory_used_bytes, mig.memory_total_bytes)
+    figures = format_memory(mig.memory_used_bytes, mig.memory_total_bytes)
+    name = Line(f"  MIG {mig.index}", "cyan").add(f" {printable(mig.name or MISSING)}").fill(_MIG_NAME_WIDTH)
+    bar_width = max(4, min(_MAX_MIG_BAR_WIDTH, width - name.width - _MIG_FIGURES_WIDTH - 8))
+    fields = [
+        (3, name),
+        (0, Line().add_bar((percent or 0) / 100, bar_width, level_style(percent))),
+        (2, Line(f"{figures:>{_MIG_FIGURES_WIDTH}}")),
+        (1, Line(f"{format_figure(percent, '%'):>5}", "bold")),
+    ]
+    return join_fitting(fields, width, gap=" ", rank=51)

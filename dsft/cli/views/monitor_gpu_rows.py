@@ -1,0 +1,98 @@
+"""GPUs on the monitor's screen as a table: a row for each, for many GPUs or a small terminal."""
+
+from rich.cells import cell_len
+
+from dsft.cli.views.monitor_figures import format_figure, format_memory, format_share, heat_style, level_style
+from dsft.cli.views.monitor_gpu_facts import describe_ecc, describe_throttle, is_braked
+from dsft.cli.views.monitor_line import Line, clip_text, join_fitting, printable
+from dsft.cli.views.monitor_lines import MISSING
+from dsft.cli.views.monitor_state import to_percent
+from dsft.monitor.sample import GpuSample
+
+_ROW_RANK, _SECOND_ROW_RANK, _BRAKE_RANK, _MIG_RANK = 80, 78, 75, 20
+_MAX_BAR_WIDTH, _MAX_NAME_WIDTH = 40, 30
+_MIN_BAR_WIDTH, _MIN_NAME_WIDTH = 4, 6
+_FIGURES_WIDTH = 44
+"""Of the columns beside bar, name and what holds a GPU back."""
+
+_THROTTLE_WIDTH = 22
+_VENDOR = "NVIDIA "
+
+
+def draw_gpu_rows(gpus: tuple[GpuSample, ...], width: int) -> list[Line]:
+    """Draw a row for each GPU, its brake in a row below where there is no room beside it."""
+    room = width - _FIGURES_WIDTH - _THROTTLE_WIDTH
+    longest = max((cell_len(_short_name(gpu)) for gpu in gpus), default=0)
+    name_width = min(_MAX_NAME_WIDTH, max(_MIN_NAME_WIDTH, room // 2), longest)
+    bar_width = max(_MIN_BAR_WIDTH, min(_MAX_BAR_WIDTH, room - name_width - 2))
+    rows = []
+    for gpu in gpus:
+        rows += _draw_gpu(gpu, name_width, bar_width, width)
+        for mig in gpu.migs:
+            memory = format_memory(mig.memory_used_bytes, mig.memory_total_bytes, "/")
+            name = Line(f"  MIG {mig.index} {printable(mig.name or MISSING)}  ", "dim", _MIG_RANK)
+            rows.append(name.add(memory).clip(width))
+    return rows
+
+
+def _draw_gpu(gpu: GpuSample, name_width: int, bar_width: int, width: int) -> list[Line]:
+    index = Line(f"{gpu.index:>2}", "bold cyan")
+    name = Line(clip_text(_short_name(gpu), name_width)).fill(name_width)
+    if gpu.problem is not None:
+        problem = Line(printable(gpu.problem.found), "bold red")
+        return [index.add(" ").join(name).add("  ").join(problem).clip(width)]
+    is_wide = width >= _FIGURES_WIDTH + _THROTTLE_WIDTH
+    if width < _FIGURES_WIDTH:
+        rows = _draw_in_two_rows(gpu, index, width)
+    else:
+        bar = Line().add_bar(_fraction(gpu), bar_width, level_style(100 * _fraction(gpu)))
+        fields = [(3, index), (1, name), (0, bar), *((2, figure) for figure in _list_figures(gpu))]
+        rows = [join_fitting(fields, width, gap="  " if is_wide else " ", rank=_ROW_RANK)]
+    trouble = _describe_trouble(gpu)
+    if is_wide:
+        rows[0].add("  ").join(trouble).clip(width)
+    elif is_braked(gpu) or gpu.ecc_uncorrected_errors:
+        rows.append(Line("   ", rank=_BRAKE_RANK).join(trouble).clip(width))
+    return rows
+
+
+def _draw_in_two_rows(gpu: GpuSample, index: Line, width: int) -> list[Line]:
+    memory = format_memory(gpu.memory_used_bytes, gpu.memory_total_bytes, "/")
+    bar_width = max(0, min(_MAX_BAR_WIDTH, width - index.width - len(memory) - 2))
+    bar = Line().add_bar(_fraction(gpu), bar_width, level_style(100 * _fraction(gpu)))
+    fields = [(2, index), (0, bar), (1, Line(memory, "bold"))]
+    figures = [
+        (2, Line(f"   {format_figure(gpu.gpu_utilization_percent, '%')}", "cyan")),
+        (1, _draw_temperature(gpu)),
+        (0, Line(format_figure(gpu.power_w, "W"))),
+    ]
+    first = join_fitting([field for field in fields if field[1].width], width, gap=" ", rank=_ROW_RANK)
+    return [first, join_fitting(figures, width, gap=" ", rank=_SECOND_ROW_RANK)]
+
+
+def _list_figures(gpu: GpuSample) -> list[Line]:
+    memory = format_memory(gpu.memory_used_bytes, gpu.memory_total_bytes, "/")
+    return [
+        Line(f"{memory:>13}", "bold"),
+        Line(f"{format_figure(gpu.gpu_utilization_percent, '%'):>5}", "cyan"),
+        _draw_temperature(gpu),
+        Line(f"{format_share(gpu.power_w, gpu.power_limit_w, 'W', '/'):>9}"),
+    ]
+
+
+def _draw_temperature(gpu: GpuSample) -> Line:
+    style = heat_style(gpu.temperature_c, gpu.temperature_slowdown_c)
+    return Line(f"{format_figure(gpu.temperature_c, '°C'):>5}", style)
+
+
+def _fraction(gpu: GpuSample) -> float:
+    return (to_percent(gpu.memory_used_bytes, gpu.memory_total_bytes) or 0) / 100
+
+
+def _describe_trouble(gpu: GpuSample) -> Line:
+    throttle = describe_throttle(gpu)
+    return describe_ecc(gpu).add(" · ", "dim").join(throttle) if gpu.ecc_uncorrected_errors else throttle
+
+
+def _short_name(gpu: GpuSample) -> str:
+    return printable(gpu.name or MISSING).removeprefix(_VENDOR)

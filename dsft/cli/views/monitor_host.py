@@ -1,0 +1,77 @@
+"""The host on the monitor's screen: processor, memory, disk and swap."""
+
+import math
+
+from dsft.cli.views.monitor_figures import format_figure, format_memory, format_rate, level_style
+from dsft.cli.views.monitor_line import Line, draw_heading, flow_lines, join_fitting, labelled
+from dsft.cli.views.monitor_lines import MISSING
+from dsft.cli.views.monitor_state import to_percent
+from dsft.core.units import GIB
+from dsft.monitor.sample import HostSample
+
+_MIN_CELL_WIDTH, _CELL_GAP = 37, 3
+_LABEL_WIDTH, _PERCENT_WIDTH, _FIGURES_WIDTH = 5, 5, 16
+_MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 4, 30
+_RANK, _HEADING_RANK = 45, 30
+_LARGE_BYTES = 100 * GIB
+"""From here on figures have no decimals."""
+
+
+def draw_host(host: HostSample, width: int) -> list[Line]:
+    """Draw the host with bars, in as many columns as there is room for."""
+    meters = _list_meters(host)
+    num_columns = max(1, min(len(meters), (width + _CELL_GAP) // (_MIN_CELL_WIDTH + _CELL_GAP)))
+    num_columns = math.ceil(len(meters) / math.ceil(len(meters) / num_columns))  # as even as it can be
+    cell_width = (width - _CELL_GAP * (num_columns - 1)) // num_columns
+    rows = [draw_heading(Line("host", "bold cyan"), width, _describe_traffic(host), rank=_HEADING_RANK)]
+    for first in range(0, len(meters), num_columns):
+        row = Line(rank=_RANK)
+        for column, (label, percent, figures) in enumerate(meters[first : first + num_columns]):
+            row.fill(column * (cell_width + _CELL_GAP)).join(_draw_meter(label, percent, figures, cell_width))
+        rows.append(row.clip(width))
+    return rows
+
+
+def draw_brief_host(host: HostSample, width: int) -> list[Line]:
+    """Draw the host in one row."""
+    parts = [
+        labelled(label, format_figure(percent, "%"), level_style(percent)) for label, percent, _ in _list_meters(host)
+    ]
+    return flow_lines([Line("host", "bold cyan"), *parts] if width >= _MIN_CELL_WIDTH else parts, width, rank=_RANK)[:1]
+
+
+def _list_meters(host: HostSample) -> list[tuple[str, float | None, str]]:
+    cpu = ""
+    if host.num_cpus is not None:
+        cpu = f"{host.num_cpus} CPUs" if host.num_cpus != 1 else "1 CPU"
+    meters = [
+        ("CPU", host.cpu_percent, cpu),
+        _measure("RAM", host.memory_used_bytes, host.memory_total_bytes),
+        _measure("disk", host.disk_used_bytes, host.disk_total_bytes),
+    ]
+    if host.swap_total_bytes == 0:
+        return [*meters, ("swap", 0.0, "none")]
+    return [*meters, _measure("swap", host.swap_used_bytes, host.swap_total_bytes)]
+
+
+def _measure(label: str, used_bytes: int | None, total_bytes: int | None) -> tuple[str, float | None, str]:
+    digits = 1 if total_bytes is None or total_bytes < _LARGE_BYTES else 0
+    return label, to_percent(used_bytes, total_bytes), format_memory(used_bytes, total_bytes, digits=digits)
+
+
+def _draw_meter(label: str, percent: float | None, figures: str, width: int) -> Line:
+    percentage = f"{format_figure(percent, '%'):>{_PERCENT_WIDTH}}"
+    room = width - _LABEL_WIDTH - _PERCENT_WIDTH - _FIGURES_WIDTH - 2
+    fields = [
+        (3, Line(f"{label:<{_LABEL_WIDTH - 1}}", "dim")),
+        (0, Line().add_bar((percent or 0) / 100, max(_MIN_BAR_WIDTH, min(_MAX_BAR_WIDTH, room)), level_style(percent))),
+        (2, Line(percentage, "bold")),
+        (1, Line(figures)),
+    ]
+    return join_fitting(fields, width, gap=" ")
+
+
+def _describe_traffic(host: HostSample) -> Line:
+    line = labelled("load", MISSING if host.load_average_1_min is None else f"{host.load_average_1_min:.1f}")
+    line.add(" · ", "dim").join(labelled("disk reads", format_rate(host.disk_read_bytes_per_s)))
+    return line.add(" · ", "dim").join(labelled("writes", format_rate(host.disk_write_bytes_per_s)))
