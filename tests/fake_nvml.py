@@ -41,6 +41,9 @@ class FakeGpu:
             for pid in pids
         ]
         self.set(f"nvmlDeviceGet{function}RunningProcesses", listed)
+        busy = [{"pid": pid, "timeStamp": 1, "smUtil": 90 // (place + 1)} for place, pid in enumerate(pids)]
+        if "nvmlDeviceGetProcessUtilization" in self.calls:
+            self.set("nvmlDeviceGetProcessUtilization", busy)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Fault:
         error: NVML's code.
         gpu: Index of the GPU; None for NVML as a whole.
         function: Only this function; None for whatever is asked.
-        from_sample: From which sample of that GPU on, counted from 0.
+        from_sample: From which sample of that GPU on, counted from 0; once it has come it stays.
         from_s: From how many seconds after the first nvmlInit on.
         until_s: Until when.
     """
@@ -97,6 +100,7 @@ class FakeNvml:
         self.is_started = False
         self._started_at_s: float | None = None
         self._num_asked: dict[int, Counter[str]] = {}
+        self._come: set[Fault] = set()
 
     def nvmlInit(self) -> None:
         self.num_calls["nvmlInit"] += 1
@@ -161,14 +165,13 @@ class FakeNvml:
         return _make(self._recorded(handle, name, arguments))
 
     def _field_value(self, handle: _Handle, field_id: int, scope: int) -> Any:
-        value = self._recorded(handle, "field", (field_id,) if not scope else (field_id, scope))
+        value = self._recorded(handle, "field", (field_id, scope) if scope else (field_id,))
         code = value["error"] if isinstance(value, dict) else 0
         amount = 0 if code else value
         return SimpleNamespace(fieldId=field_id, scopeId=scope, nvmlReturn=code, value=SimpleNamespace(uiVal=amount))
 
     def _recorded(self, handle: _Handle, name: str, arguments: tuple[Any, ...]) -> Any:
-        shown = () if name == "nvmlDeviceGetProcessUtilization" else arguments  # its argument is a time
-        key = f"{name}({','.join(map(str, shown))})" if shown else name
+        key = _key(name, arguments)
         values = handle.gpu.calls.get(key, [{"error": real_nvml.NVML_ERROR_NOT_SUPPORTED}])
         asked = self._num_asked.setdefault(id(handle.gpu), Counter())
         asked[key] += 1
@@ -177,26 +180,29 @@ class FakeNvml:
     def _begin(self, name: str, handle: _Handle | None = None, arguments: tuple[Any, ...] = ()) -> None:
         self.num_calls[name] += 1
         self._check_started()
-        self._check(name, handle)
+        self._check(name, handle, arguments)
 
     def _check_started(self) -> None:
         if not self.is_started:
             raise real_nvml.NVMLError(real_nvml.NVML_ERROR_UNINITIALIZED)
 
-    def _check(self, name: str, handle: _Handle | None = None) -> None:
+    def _check(self, name: str, handle: _Handle | None = None, arguments: tuple[Any, ...] = ()) -> None:
         now_s = monotonic() - (self._started_at_s or monotonic())
+        # What is asked once in each sample was asked as often before as there were samples.
+        sample = self._num_asked.get(id(handle.gpu), Counter())[_key(name, arguments)] if handle is not None else 0
         for fault in self.faults:
             is_meant = fault.function in {None, name} and (
                 fault.gpu is None or (handle is not None and handle.index == fault.gpu)
             )
-            if is_meant and fault.from_s <= now_s < fault.until_s and self._num_samples(handle) > fault.from_sample:
+            if sample >= fault.from_sample and is_meant:
+                self._come.add(fault)
+            if is_meant and fault in self._come and fault.from_s <= now_s < fault.until_s:
                 raise real_nvml.NVMLError(fault.error)
 
-    def _num_samples(self, handle: _Handle | None) -> int:
-        """Return how many samples were begun of a GPU: what is asked at most once in each tells it."""
-        if handle is None:
-            return 1 + max((max(asked.values()) for asked in self._num_asked.values()), default=0)
-        return 1 + max(self._num_asked.get(id(handle.gpu), Counter({"": 0})).values(), default=0)
+
+def _key(name: str, arguments: tuple[Any, ...]) -> str:
+    is_timed = name == "nvmlDeviceGetProcessUtilization"
+    return f"{name}({','.join(map(str, arguments))})" if arguments and not is_timed else name
 
 
 def load_gpu(name: str) -> FakeGpu:

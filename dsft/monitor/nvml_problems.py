@@ -18,6 +18,7 @@ _IN_WSL = (
     "Install or update NVIDIA's driver in Windows, not in Linux, run `wsl --shutdown` there, and see that "
     "/usr/lib/wsl/lib is found (LD_LIBRARY_PATH)."
 )
+_ELSEWHERE = "Use a machine with an NVIDIA GPU, or see to its slot and power if this one has one."
 _INSTALL = "Install NVIDIA's driver, restart, and see whether nvidia-smi shows the GPU."
 
 
@@ -122,14 +123,14 @@ def _no_library(around: Surroundings) -> Problem:
     found = "There is no NVIDIA driver here: its library libnvidia-ml.so.1 is not found."
     if around.is_wsl:
         fix = _IN_WSL
+    elif around.has_nvidia_card is False:
+        found = "There is no NVIDIA GPU on this machine's PCI bus, and no driver for one."
+        fix = _ELSEWHERE
     elif around.is_container:
         fix = _IN_CONTAINER
     elif around.loaded_version is not None:
         found = f"Driver {around.loaded_version} is loaded, but its library libnvidia-ml.so.1 is not found."
         fix = "Install the driver's libraries of that version, or give their folder in LD_LIBRARY_PATH."
-    elif around.has_nvidia_card is False:
-        found = "There is no NVIDIA GPU in this machine, and no driver for one."
-        fix = "Watch a machine with an NVIDIA GPU."
     else:
         fix = _INSTALL
     return Problem("no_driver", found, fix)
@@ -139,11 +140,11 @@ def _not_loaded(around: Surroundings) -> Problem:
     found = "NVIDIA's driver is installed, but not loaded."
     if around.is_wsl:
         fix = _IN_WSL
+    elif around.has_nvidia_card is False:
+        found = "NVIDIA's driver is installed, but not loaded: there is no NVIDIA GPU on this machine's PCI bus."
+        fix = _ELSEWHERE
     elif around.is_container:
         fix = _IN_CONTAINER
-    elif around.has_nvidia_card is False:
-        found = "NVIDIA's driver is installed, but not loaded: there is no NVIDIA GPU in this machine."
-        fix = "Watch a machine with an NVIDIA GPU."
     else:
         fix = (
             "Load it: sudo modprobe nvidia. If that fails, dmesg says why; after an update of the kernel, reinstall it."
