@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from dsft.core.errors import ConfigError
 from dsft.monitor.gpu_device import RETRY_S, GpuDevice
 from dsft.monitor.gpu_selection import select_gpus
 from dsft.monitor.nvml_codes import NVML_LOST
@@ -123,7 +124,11 @@ class NvmlGpus:
             devices = [GpuDevice(self._nvml, index, self._processes) for index in range(count)]
             for device in devices:
                 device.open()
-            self._watched = select_gpus(devices, self._selection)
+            try:
+                self._watched = select_gpus(devices, self._selection)
+            except ConfigError:
+                self.close()
+                raise
             self._devices = devices
             return
         places = self._find_uuids(count)

@@ -15,7 +15,7 @@ class PcieMeter:
         """Measure the next ones.
 
         Args:
-            devices: Those that are watched; one that can't be read, or does not tell, costs no turn.
+            devices: Those that are watched; one that is lost, or has said that it does not tell, costs no turn.
             num_measurements: How many at most; each pair of GPU and direction is measured once at most.
         """
         pairs = [(device, direction) for device in devices for direction in device.pcie_directions]
