@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dsft.core.paths import live_runs_dir
 from dsft.train.checkpoint import replace_folder
 from tests.conftest import RunDsft
 
@@ -187,6 +188,7 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_run_ends_the_same(
         code = process.wait(timeout=60)
     assert code == 75, rest
     assert name in rest
+    assert list(live_runs_dir().iterdir()) == []
     checkpoints = [path.name for path in (tmp_path / "results_tiny").glob("checkpoint-*")]
     assert len(checkpoints) == 1
 
@@ -204,6 +206,7 @@ def test_dry_run_shows_configuration_data_and_a_sample_and_writes_nothing(tmp_pa
     for expected in ("--lora-r", "preset tiny", "### Response:", "instruction"):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())
+    assert not live_runs_dir().exists()
 
 
 BAD_FILES = {
