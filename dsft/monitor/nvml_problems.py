@@ -112,8 +112,7 @@ def describe_device_problem(error: Any, index: int, name: str | None) -> Problem
             "power and its slot.",
         )
     if error.value == NvmlCode.NO_PERMISSION:
-        device = f"/dev/nvidia{index}"
-        return Problem("no_permission", f"This user may not use {gpu}.", f"See who may open it: ls -l {device}.")
+        return Problem("no_permission", f"This user may not use {gpu}.", "See who may open it: ls -l /dev/nvidia*.")
     if error.value == NvmlCode.INSUFFICIENT_POWER:
         return Problem("nvml_error", f"{gpu} has no external power.", "Connect its power cables.")
     return Problem("nvml_error", f"{gpu} answers with an error: {_name(error)}.", "See dmesg for messages of NVRM.")
