@@ -6,7 +6,6 @@ Only the standard library: `dsft monitor` reads these files every second and mus
 import fcntl
 import json
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from dsft.core.errors import describe_os_error
 from dsft.core.notices import Notify
 from dsft.core.paths import live_runs_dir
 from dsft.core.private_folder import make_private_folder
+from dsft.core.process_identity import find_process_place, read_start_ticks
 from dsft.core.signals import held_signals
 
 SCHEMA = 1
@@ -33,7 +32,6 @@ _PARTIAL_KEPT_S = 3600.0
 _MOST_BYTES = 65_536
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe put there must not stop the reader
-_ENDED_STATES = (b"Z", b"X", b"x")
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,6 @@ class LiveRun:
     boot_id: str | None
     pid_namespace: int | None
     has_lock: bool
-
-
-@dataclass(frozen=True)
-class _Place:
-    host_name: str
-    boot_id: str | None
-    pid_namespace: int | None
 
 
 class _Lock(Enum):
@@ -144,7 +135,7 @@ class _RunFile:
         folder = live_runs_dir()
         make_private_folder(folder)
         self._owner = os.getpid()
-        self._name = secrets.token_hex(8) + _SUFFIX
+        self._name = os.urandom(8).hex() + _SUFFIX
         self._folder = os.open(folder, _OPEN_FOLDER)
         try:
             os.fchmod(self._folder, 0o700)
@@ -182,12 +173,12 @@ class _RunFile:
 
 
 def _describe(run_name: str, event_log: Path, output_dir: Path, *, has_lock: bool) -> LiveRun:
-    start_ticks = _parse_start_ticks(Path("/proc/self/stat").read_bytes())
+    start_ticks = read_start_ticks("self")
     if start_ticks is None:
-        raise OSError("/proc/self/stat does not tell when this process started")
+        raise OSError("/proc does not tell when this process started")
     now = datetime.now(UTC)
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")
-    here = _find_place()
+    here = find_process_place()
     return LiveRun(
         run_name=run_name,
         event_log=str(event_log.absolute()),
@@ -201,18 +192,6 @@ def _describe(run_name: str, event_log: Path, output_dir: Path, *, has_lock: boo
         pid_namespace=here.pid_namespace,
         has_lock=has_lock,
     )
-
-
-@cache
-def _find_place() -> _Place:
-    boot_id = pid_namespace = None
-    with suppress(OSError):
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    with suppress(OSError):
-        # /proc may have been mounted in another namespace and count otherwise.
-        if str(Path("/proc/self").readlink()) == str(os.getpid()):
-            pid_namespace = Path("/proc/self/ns/pid").stat().st_ino
-    return _Place(os.uname().nodename, boot_id, pid_namespace)
 
 
 def _take_lock(file: int) -> bool:
@@ -293,38 +272,17 @@ def _probe_lock(file: int) -> _Lock:
 
 
 def _judge(run: LiveRun, lock: _Lock) -> _Verdict:
-    here = _find_place()
+    here = find_process_place()
     if run.boot_id != here.boot_id:
         # Locks of some network file systems are not seen by other machines: a free one says nothing about their runs.
         is_earlier_boot = lock is _Lock.FREE and run.host_name == here.host_name
         return _Verdict.DEAD if is_earlier_boot else _Verdict.ELSEWHERE
     if run.pid_namespace is None or run.pid_namespace != here.pid_namespace:
         return {_Lock.HELD: _Verdict.LIVE, _Lock.FREE: _Verdict.DEAD, _Lock.UNKNOWN: _Verdict.ELSEWHERE}[lock]
-    if _read_start_ticks(run.pid) != run.start_ticks:
+    if read_start_ticks(run.pid) != run.start_ticks:
         return _Verdict.DEAD
     # With a free lock the process goes on, but its run is over, or a file server forgot it: no reason to remove it.
     return _Verdict.ELSEWHERE if lock is _Lock.FREE else _Verdict.LIVE
-
-
-def _read_start_ticks(pid: int) -> int | None:
-    """Return when a process started, or None where it is over.
-
-    Raises:
-        OSError: That can't be told.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123  # a Path would cost as much again
-            return _parse_start_ticks(file.read(4096))
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def _parse_start_ticks(content: bytes) -> int | None:
-    # The second field is the program's name, which may hold spaces and parentheses; the third is the state.
-    state_and_rest = content.rpartition(b")")[2].split()
-    if len(state_and_rest) < 20 or state_and_rest[0] in _ENDED_STATES:
-        return None
-    return int(state_and_rest[19])  # field 22 of proc(5)
 
 
 def _remove(folder: int, name: str, file: int) -> None:
