@@ -48,6 +48,7 @@ def modules_after(repository: Path, args: list[str]) -> tuple[int, set[str]]:
         (["train", "--help"], 0, {"pydantic"}),
         (["infer", "--help"], 0, {"pydantic"}),
         (["merge", "--help"], 0, {"pydantic"}),
+        (["monitor", "--help"], 0, {"pydantic"}),
         (["train", "--lora-r", "0"], 2, {"pydantic", "yaml"}),
     ],
 )
@@ -57,6 +58,14 @@ def test_a_light_command_loads_nothing_heavy(
     code, modules = modules_after(repository, args)
     assert code == expected_code
     assert modules & ((HEAVY | {"pydantic", "yaml"}) - allowed) == set()
+
+
+@pytest.mark.parametrize("args", [["--once", "--json"], ["--once"], ["--duration", "0.1"], ["--wait-free", "1000000"]])
+def test_the_monitor_loads_nothing_heavy(repository: Path, args: list[str]) -> None:
+    code, modules = modules_after(repository, ["monitor", *args])
+    assert code in {0, 3, 5}  # with a GPU, with one that is too small, without
+    assert "pynvml" in modules
+    assert modules & (HEAVY | {"yaml", "asyncio", "http", "multiprocessing"}) == set()  # pydantic comes with typer
 
 
 def imports_of(path: Path) -> Iterator[str]:

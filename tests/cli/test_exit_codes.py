@@ -192,8 +192,10 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         return here, server.accept()[0]
 
 
-@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["--version"]])
-def test_help_that_nobody_reads_ends_quietly(args: list[str], unread: int) -> None:
+@pytest.mark.parametrize(
+    "args", [["--help"], ["train", "--help"], ["--version"], ["monitor", "--json", "--interval", "0.1"]]
+)
+def test_what_nobody_reads_ends_quietly(args: list[str], unread: int) -> None:
     command = [sys.executable, "-m", "dsft", *args]
     completed = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (completed.returncode, completed.stderr) == (0, b"")

@@ -83,6 +83,11 @@ def test_a_run_tells_what_it_knows_so_far(values: dict[str, int], words: str) ->
     assert line == f"08:34:05 trained: {words}"
 
 
+def test_a_run_s_name_can_t_break_its_line_or_move_the_cursor() -> None:
+    (line,) = format_sample(make_sample(runs=(replace(RUN, run_name="a\n\x1b[2Jb"),)))
+    assert line == "08:34:05 a  [2Jb: loading"
+
+
 @pytest.mark.parametrize(
     ("alert", "sentence"),
     [

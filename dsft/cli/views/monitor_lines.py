@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime
 
+from dsft.cli.views.monitor_line import printable
 from dsft.core.units import GIB, format_count, format_duration, format_gib
 from dsft.monitor.sample import AlertSample, GpuSample, HostSample, MigSample, RunSample, Sample
 from dsft.monitor.throttle import explain_reasons
@@ -21,7 +22,7 @@ def format_sample(sample: Sample) -> Iterator[str]:
         for mig in gpu.migs:
             yield f"{clock} GPU {gpu.index} MIG {mig.index}: {' · '.join(_memory_and_processes(mig))}"
     for run in sample.runs:
-        yield f"{clock} {run.run_name}: {' · '.join(_run_parts(run))}"
+        yield f"{clock} {printable(run.run_name)}: {' · '.join(_run_parts(run))}"
     if sample.host is not None:
         yield f"{clock} host: {' · '.join(_host_parts(sample.host))}"
 
