@@ -207,8 +207,12 @@ def _key(name: str, arguments: tuple[Any, ...]) -> str:
 
 def load_gpu(name: str) -> FakeGpu:
     """Return a recorded GPU by the name of its file."""
-    recording = json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
-    return FakeGpu({call: list(values) for call, values in recording["calls"].items()})
+    return _load(json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def _load(recording: dict[str, Any]) -> FakeGpu:
+    parts = [None if part is None else _load(part) for part in recording.get("migs", [])]
+    return FakeGpu({call: list(values) for call, values in recording["calls"].items()}, parts)
 
 
 def _make(value: Any) -> Any:
