@@ -142,6 +142,23 @@ def test_functions_that_the_module_lacks_are_none(monkeypatch: pytest.MonkeyPatc
     assert gpu.temperature_c == 33
 
 
+def test_functions_that_the_module_has_and_the_driver_lacks_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = make_nvml(read_scenario("h200"))
+    asked = []
+
+    def fail(handle: object) -> None:
+        asked.append(handle)
+        raise real_nvml.NVMLLibraryMismatchError("another version")
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetUtilizationRates", fail, raising=False)
+    gpus = NvmlGpus((), nvml)
+
+    for _ in range(2):
+        (gpu,) = gpus.read(1).gpus
+        assert (gpu.gpu_utilization_percent, gpu.temperature_c) == (None, 33)
+    assert len(asked) == 1
+
+
 def test_an_older_driver_tells_memory_without_what_is_reserved() -> None:
     nvml = make_nvml(read_scenario("h200"))
     nvml.gpus[0].set(MEMORY_V2, {"error": real_nvml.NVML_ERROR_FUNCTION_NOT_FOUND})
