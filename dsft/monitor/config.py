@@ -6,6 +6,8 @@ from dsft.core.errors import ConfigError
 from dsft.monitor.alerts import Alert
 
 MIN_INTERVAL_S = 0.1
+MAX_INTERVAL_S = 24 * 3600.0
+"""The system's ways of waiting take no time without bounds."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,10 @@ class MonitorConfig:
     def __post_init__(self) -> None:
         if not all(self.gpus):
             raise ConfigError("--gpu has an empty place.", "Give indexes or UUIDs with commas between, e.g. --gpu 0,1.")
-        if not MIN_INTERVAL_S <= self.interval_s < float("inf"):  # NaN is neither
+        if not MIN_INTERVAL_S <= self.interval_s <= MAX_INTERVAL_S:  # NaN is neither
             raise ConfigError(
-                f"--interval is {self.interval_s:g}.", f"Give seconds, {MIN_INTERVAL_S:g} or more, e.g. --interval 2."
+                f"--interval is {self.interval_s:g}.",
+                f"Give seconds, from {MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g}, e.g. --interval 2.",
             )
         if self.duration_s is not None and not 0 < self.duration_s < float("inf"):
             raise ConfigError(f"--duration is {self.duration_s:g}.", "Give seconds, e.g. --duration 60.")
