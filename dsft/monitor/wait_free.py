@@ -10,6 +10,9 @@ from dsft.monitor.config import MonitorConfig
 from dsft.monitor.sample import GpuSample
 from dsft.monitor.sampler import ReadsGpus
 
+_ROUNDING_S = 1e-6
+"""What sums of floating-point times may leave of a time that is over."""
+
 
 @dataclass(frozen=True)
 class MemoryFree:
@@ -71,7 +74,7 @@ def wait_free(
         if roomiest.free_bytes >= needed_bytes:
             return MemoryFree(roomiest.gpu_index, roomiest.uuid, roomiest.free_bytes, waited_s)
         left_s = config.interval_s if config.duration_s is None else config.duration_s - waited_s
-        if left_s <= 0:
+        if left_s < _ROUNDING_S:
             raise DoesNotFitError(
                 f"{format_gib(needed_bytes)} did not become free within {waited_s:.0f} s; the most is "
                 f"{format_gib(roomiest.free_bytes)} on GPU {roomiest.gpu_index}.",

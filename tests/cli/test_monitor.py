@@ -21,12 +21,15 @@ from dsft.cli.output import Output
 from dsft.core.units import GIB
 from dsft.monitor.alerts import METRICS
 from dsft.monitor.config import MonitorConfig
+from dsft.monitor.run import watch
 from dsft.monitor.sample import AlertSample, GpuSample, HostSample, Problem, Sample
 from dsft.monitor.sampler import Sampler
+from dsft.monitor.wait_free import wait_free
 from tests.monitor_readers import (
     GPU,
     LOST,
     NO_DRIVER,
+    FakeClock,
     ScriptedGpus,
     ScriptedHost,
     ScriptedRuns,
@@ -66,6 +69,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     machine = Machine()
     monkeypatch.setattr("dsft.monitor.run.open_sampler", machine.open_sampler)
     monkeypatch.setattr("dsft.cli.monitor_wait.NvmlGpus", machine.open_gpus)
+    clock = FakeClock()
+    for function in (watch, wait_free):
+        monkeypatch.setattr(function, "__kwdefaults__", {"clock": clock, "sleep": clock.sleep})
     monkeypatch.chdir(tmp_path)
     return machine
 
@@ -99,7 +105,7 @@ def test_once_is_one_json_object_with_the_fields_of_a_sample(machine: Machine, c
 def test_a_duration_has_an_object_for_each_sample(machine: Machine, capsys: Capture) -> None:
     ended = Ended(capsys, "--json", *AT_ONCE, "0.3")
     assert (ended.code, ended.error_lines) == (0, [])
-    assert len({record["time"] for record in ended.records}) == 3
+    assert len(ended.records) == 3
 
 
 def test_values_that_are_no_number_are_null(machine: Machine, capsys: Capture) -> None:
@@ -290,7 +296,7 @@ def test_an_alert_rings_a_terminal_s_bell_and_nothing_else_s(
         (("--interval", "-1"), "--interval is -1"),
         (("--interval", "nan"), "--interval is nan"),
         (("--interval", "inf"), "--interval is inf"),
-        (("--interval", "soon"), "'--interval': Input should be a valid number"),
+        (("--interval", "soon"), "'--interval'"),
         (("--duration", "0"), "--duration is 0"),
         (("--once", "--duration", "5"), "--once and --duration"),
         (("--alert", "vram"), "--alert vram has no limit"),
@@ -386,8 +392,13 @@ def test_waiting_gives_one_json_object(machine: Machine, capsys: Capture) -> Non
     ended = Ended(capsys, "--wait-free", "5", "--json")
     assert (ended.code, ended.error_lines) == (0, [])
     (record,) = ended.records
-    assert record.pop("waited_s") < 5
-    assert record == {"event": "MemoryFree", "gpu_index": 0, "uuid": "GPU-0000", "memory_free_bytes": 13 * GIB}
+    assert record == {
+        "event": "MemoryFree",
+        "gpu_index": 0,
+        "uuid": "GPU-0000",
+        "memory_free_bytes": 13 * GIB,
+        "waited_s": 0.0,
+    }
 
 
 @pytest.mark.parametrize(

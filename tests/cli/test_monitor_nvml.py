@@ -93,7 +93,7 @@ def test_people_get_the_gpu_once(run: Any) -> None:
 
 
 def test_a_gpu_lost_in_mid_watch_is_told_in_every_format(run: Any, tmp_path: Path) -> None:
-    ended = run("lost", "--json", "--interval", "0.1", "--duration", "0.5", "--csv", "log.csv")
+    ended = run("lost", "--json", "--interval", "0.1", "--duration", "1", "--csv", "log.csv")
     assert ended.code == 5
     problems = [[gpu["problem"] is not None for gpu in record["gpus"]] for record in ended.records]
     assert problems[0] == [False, False]
@@ -114,7 +114,7 @@ def test_a_lost_gpu_that_is_not_watched_is_no_error(run: Any) -> None:
 
 
 def test_a_driver_that_is_lost_in_mid_watch_ends_with_5(run: Any) -> None:
-    ended = run("driver_lost", "--json", "--interval", "0.1", "--duration", "0.5")
+    ended = run("driver_lost", "--json", "--interval", "0.1", "--duration", "1")
     assert ended.code == 5
     assert [record["problem"] is None for record in (ended.records[0], ended.records[-1])] == [True, False]
 
