@@ -1,13 +1,14 @@
 """The live screen of `dsft monitor`: samples, keys and signals in one loop, and the terminal as it was afterwards."""
 
+import io
 import math
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -48,7 +49,11 @@ def run_screen(
     started_s = time.monotonic()
     sample = sampler.read()
     on_sample(sample)
-    with SignalWatch() as signals, _Screen(output.stdout, config.interval_s, signals) as screen:
+    with (
+        _written_whole(output.stdout),
+        SignalWatch() as signals,
+        _Screen(output.stdout, config.interval_s, signals) as screen,
+    ):
         screen.take(sample)
         while True:
             due_s = _next_due(started_s, config)
@@ -65,6 +70,24 @@ def _next_due(started_s: float, config: MonitorConfig) -> float:
     num_intervals = math.floor((time.monotonic() - started_s) / config.interval_s) + 1
     next_s = num_intervals * config.interval_s
     return started_s + (next_s if config.duration_s is None else min(next_s, config.duration_s))
+
+
+@contextmanager
+def _written_whole(console: Console) -> Iterator[None]:
+    """Have all of a frame written, also with PYTHONUNBUFFERED, where a signal cuts a write short without a word."""
+    stream = console.file
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer, io.RawIOBase):
+        yield
+        return
+    buffered = io.BufferedWriter(stream.buffer)
+    text = io.TextIOWrapper(buffered, encoding=stream.encoding, errors=stream.errors)
+    console.file = text
+    try:
+        yield
+    finally:
+        console.file = stream
+        text.detach()
+        buffered.detach()
 
 
 class _Screen:

@@ -12,9 +12,9 @@ from dsft.cli.views.monitor_gpu_facts import (
     describe_temperature,
     describe_throttle,
     is_braked,
+    name_mig,
 )
-from dsft.cli.views.monitor_line import Line, draw_heading, flow_lines, join_fitting, labelled, printable, wrap_words
-from dsft.cli.views.monitor_lines import MISSING
+from dsft.cli.views.monitor_line import Line, draw_heading, flow_lines, join_fitting, labelled, wrap_words
 from dsft.cli.views.monitor_state import GpuHistory, to_percent
 from dsft.monitor.sample import GpuSample, MigSample, Problem
 
@@ -66,7 +66,7 @@ def draw_dense_gpu(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line
     fan = labelled("fan", format_figure(gpu.fan_percent, "%"))
     rows += flow_lines([describe_temperature(gpu), power, bandwidth, fan], width, rank=74)
     rest = [*describe_clocks(gpu, is_short=True)[:1], *describe_pcie(gpu, is_short=True)[:1], describe_ecc(gpu)]
-    rows.append(_draw_throttle(gpu, width, [] if width < NARROW else rest))
+    rows += _draw_throttle(gpu, width, [] if width < NARROW else rest)
     if width < NARROW:
         rows += flow_lines(rest, width, rank=_FACTS_RANK)
     return rows + _draw_migs(gpu, width)
@@ -95,15 +95,12 @@ def _draw_figures(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line]
     if is_narrow:
         facts.append(describe_ecc(gpu))
     rows += flow_lines(facts, width, rank=_FACTS_RANK)
-    rows.append(_draw_throttle(gpu, width, [] if is_narrow else [describe_ecc(gpu)]))
-    return rows
+    return rows + _draw_throttle(gpu, width, [] if is_narrow else [describe_ecc(gpu)])
 
 
-def _draw_throttle(gpu: GpuSample, width: int, others: list[Line]) -> Line:
+def _draw_throttle(gpu: GpuSample, width: int, others: list[Line]) -> list[Line]:
     words = labelled("throttle", "").join(describe_throttle(gpu))
-    row = flow_lines([words, *others], width)[0]
-    row.rank = _BRAKE_RANK if is_braked(gpu) else _THROTTLE_RANK
-    return row
+    return flow_lines([words, *others], width, rank=_BRAKE_RANK if is_braked(gpu) else _THROTTLE_RANK)
 
 
 def _draw_migs(gpu: GpuSample, width: int) -> list[Line]:
@@ -113,7 +110,7 @@ def _draw_migs(gpu: GpuSample, width: int) -> list[Line]:
 def _draw_mig(mig: MigSample, width: int) -> Line:
     percent = to_percent(mig.memory_used_bytes, mig.memory_total_bytes)
     figures = format_memory(mig.memory_used_bytes, mig.memory_total_bytes)
-    name = Line(f"  MIG {mig.index}", "cyan").add(f" {printable(mig.name or MISSING)}").fill(_MIG_NAME_WIDTH)
+    name = Line(f"  {name_mig(mig)}", "cyan").fill(_MIG_NAME_WIDTH)
     bar_width = max(4, min(_MAX_MIG_BAR_WIDTH, width - name.width - _MIG_FIGURES_WIDTH - 8))
     fields = [
         (3, name),

@@ -3,7 +3,7 @@
 from dsft.cli.views.monitor_figures import format_figure, format_rate, format_share, heat_style
 from dsft.cli.views.monitor_line import Line, labelled, printable
 from dsft.cli.views.monitor_lines import MISSING
-from dsft.monitor.sample import GpuSample
+from dsft.monitor.sample import GpuSample, MigSample
 from dsft.monitor.throttle import explain_reasons
 
 
@@ -12,11 +12,16 @@ def describe_name(gpu: GpuSample) -> Line:
     return Line(f"GPU {gpu.index}", "bold cyan").add(f" {printable(gpu.name or MISSING)}", "bold")
 
 
+def name_mig(mig: MigSample) -> str:
+    """Return an instance's index and profile, e.g. `MIG 2 1g.18gb`: its name begins with that of the GPU."""
+    return f"MIG {mig.index} {printable(mig.name or MISSING).rpartition('MIG ')[2]}"
+
+
 def describe_mode(gpu: GpuSample) -> Line:
     """Return performance state, and MIG where it is on."""
     if gpu.problem is not None:
         return Line()
-    line = Line(gpu.performance_state or f"P {MISSING}", "dim")
+    line = Line(gpu.performance_state or f"state {MISSING}", "dim")
     return line.add(" · MIG on", "dim") if gpu.is_mig_enabled else line
 
 

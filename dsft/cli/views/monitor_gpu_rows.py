@@ -3,7 +3,7 @@
 from rich.cells import cell_len
 
 from dsft.cli.views.monitor_figures import format_figure, format_memory, format_share, heat_style, level_style
-from dsft.cli.views.monitor_gpu_facts import describe_ecc, describe_throttle, is_braked
+from dsft.cli.views.monitor_gpu_facts import describe_ecc, describe_throttle, is_braked, name_mig
 from dsft.cli.views.monitor_line import Line, clip_text, join_fitting, printable
 from dsft.cli.views.monitor_lines import MISSING
 from dsft.cli.views.monitor_state import to_percent
@@ -30,7 +30,7 @@ def draw_gpu_rows(gpus: tuple[GpuSample, ...], width: int) -> list[Line]:
         rows += _draw_gpu(gpu, name_width, bar_width, width)
         for mig in gpu.migs:
             memory = format_memory(mig.memory_used_bytes, mig.memory_total_bytes, "/")
-            name = Line(f"  MIG {mig.index} {printable(mig.name or MISSING)}  ", "dim", _MIG_RANK)
+            name = Line(f"   {name_mig(mig)}  ", "dim", _MIG_RANK)
             rows.append(name.add(memory).clip(width))
     return rows
 
@@ -40,7 +40,8 @@ def _draw_gpu(gpu: GpuSample, name_width: int, bar_width: int, width: int) -> li
     name = Line(clip_text(_short_name(gpu), name_width)).fill(name_width)
     if gpu.problem is not None:
         problem = Line(printable(gpu.problem.found), "bold red")
-        return [index.add(" ").join(name).add("  ").join(problem).clip(width)]
+        row = Line(rank=_ROW_RANK).join(index).add(" ").join(name).add("  ").join(problem)
+        return [row.clip(width)]
     is_wide = width >= _FIGURES_WIDTH + _THROTTLE_WIDTH
     if width < _FIGURES_WIDTH:
         rows = _draw_in_two_rows(gpu, index, width)
