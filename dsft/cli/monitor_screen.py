@@ -79,15 +79,12 @@ def _written_whole(console: Console) -> Iterator[None]:
     if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer, io.RawIOBase):
         yield
         return
-    buffered = io.BufferedWriter(stream.buffer)
-    text = io.TextIOWrapper(buffered, encoding=stream.encoding, errors=stream.errors)
-    console.file = text
+    # With a buffer, which goes on after a signal.
+    console.file = os.fdopen(stream.fileno(), "w", encoding=stream.encoding, errors=stream.errors, closefd=False)
     try:
         yield
     finally:
         console.file = stream
-        text.detach()
-        buffered.detach()
 
 
 class _Screen:

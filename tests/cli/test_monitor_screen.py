@@ -24,7 +24,7 @@ from dsft.cli.output import Output
 from dsft.core.errors import ConfigError
 from dsft.monitor.config import MonitorConfig
 from dsft.monitor.sample import Sample
-from tests.cli.monitor_samples import FIRED, MACHINES, make_crowd, make_gpu, make_sample
+from tests.cli.monitor_samples import FIRED, MACHINES, draw, make_crowd, make_gpu, make_sample
 from tests.terminal import Emulator
 
 WIDTH, HEIGHT = 80, 24
@@ -312,6 +312,7 @@ def test_ctrl_c_at_any_moment_leaves_the_terminal_as_it_was(desk: Desk, delay_ms
         time.sleep(delay_ms / 1000)
         os.kill(os.getpid(), signal.SIGINT)
 
+    draw(MACHINES["one"])  # imports what is imported late; an interrupt in the middle of that is another matter
     desk.on_read[1] = threading.Thread(target=interrupt).start
     with pytest.raises(KeyboardInterrupt):
         desk.run(interval_s=30)
