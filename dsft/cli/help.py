@@ -9,13 +9,19 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from dsft.cli.plain_values import read_plainly
+
 _Row = tuple[str, Text]
 _MAX_CHOICES_CHARS = 24
 _ANY_CHOICE = "NAME"
 
 
 class HelpfulCommand(TyperCommand):
-    """A command whose help is drawn here."""
+    """A command whose help is drawn here, and which reads simple values by itself."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the command's parameters."""
+        return read_plainly(super().get_params(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page to stdout."""
@@ -23,7 +29,11 @@ class HelpfulCommand(TyperCommand):
 
 
 class HelpfulGroup(TyperGroup):
-    """A group of commands whose help is drawn here."""
+    """A group of commands whose help is drawn here, and which reads simple values by itself."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the group's parameters."""
+        return read_plainly(super().get_params(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page to stdout."""
