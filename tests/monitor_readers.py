@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from dsft.core.units import GIB
-from dsft.monitor.gpus import GpuReading
+from dsft.monitor.nvml.gpus import GpuReading
 from dsft.monitor.sample import DriverSample, GpuSample, HostSample, MigSample, Problem, RunSample, Sample
 
 LOST = Problem("gpu_lost", "GPU 1 is lost.", "Reset it.")

@@ -52,7 +52,7 @@ class AlertTeller:
                 self._tell(alert)
 
     def _tell(self, alert: AlertSample) -> None:
-        from dsft.cli.views.monitor_lines import describe_alert
+        from dsft.cli.views.monitor.plain_lines import describe_alert
 
         key = (alert.alert, alert.gpu_index)
         if alert.is_fired is None:  # what fired before is not over by that
@@ -85,13 +85,13 @@ def _make_problem_teller(output: Output) -> Callable[[Sample], None]:
 
 def _show_once(sample: Sample, output: Output) -> None:
     from dsft.cli.views.ascii import AsciiFallback
-    from dsft.cli.views.monitor_layout import render_sample
+    from dsft.cli.views.monitor.layout import render_sample
 
     output.show(AsciiFallback(render_sample(sample, output.stdout.width)))
 
 
 def _write_lines(sample: Sample, output: Output) -> None:
-    from dsft.cli.views.monitor_lines import format_sample
+    from dsft.cli.views.monitor.plain_lines import format_sample
 
     for line in format_sample(sample):
         output.write(line)

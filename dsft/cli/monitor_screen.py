@@ -18,9 +18,9 @@ from dsft.cli.output import Output, discard_output, is_reader_gone
 from dsft.cli.terminal_keys import Keyboard, find_keyboard
 from dsft.cli.terminal_signals import SignalWatch
 from dsft.cli.views.ascii import AsciiFallback
-from dsft.cli.views.monitor_layout import draw_screen
-from dsft.cli.views.monitor_line import Rows
-from dsft.cli.views.monitor_state import MonitorState
+from dsft.cli.views.monitor.layout import draw_screen
+from dsft.cli.views.monitor.line import Rows
+from dsft.cli.views.monitor.state import MonitorState
 from dsft.core.signals import held_signals
 from dsft.monitor.config import MonitorConfig
 from dsft.monitor.sample import Sample

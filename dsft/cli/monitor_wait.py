@@ -7,7 +7,7 @@ from dsft.cli.events import make_record
 from dsft.cli.output import Mode, Output
 from dsft.core.units import format_duration, format_gib
 from dsft.monitor.config import MonitorConfig
-from dsft.monitor.gpus import NvmlGpus
+from dsft.monitor.nvml.gpus import NvmlGpus
 from dsft.monitor.wait_free import wait_free
 
 

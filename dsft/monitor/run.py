@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from dsft.core.errors import DsftError, NoGpuError
 from dsft.monitor.config import MonitorConfig
-from dsft.monitor.gpus import NvmlGpus
 from dsft.monitor.host import HostReader
+from dsft.monitor.nvml.gpus import NvmlGpus
 from dsft.monitor.runs import LiveRuns
 from dsft.monitor.sample import AlertSample, Problem, Sample
 from dsft.monitor.sampler import ReadsSamples, Sampler

@@ -94,7 +94,8 @@ class GpuSample:
         temperature_slowdown_c: From which temperature on the card slows itself down.
         power_limit_w: The limit in force.
         sm_clock_mhz: Clock of the multiprocessors.
-        pcie_rx_bytes_per_s: Host to GPU, over the last 20 ms of a measurement that may be a few samples old.
+        pcie_rx_bytes_per_s: Host to GPU, over 20 ms of a measurement that may be a few samples old; the first of many
+            samples has none.
         fan_percent: The fastest fan, of its greatest speed; may pass 100.
         throttle_reasons: Why the clocks are lower than they could be (throttle.py has the names and their words);
             empty where there is no reason, None where it is not told.

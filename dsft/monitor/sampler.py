@@ -6,7 +6,7 @@ from typing import Protocol
 
 from dsft.monitor.alerts import judge
 from dsft.monitor.config import MonitorConfig
-from dsft.monitor.gpus import GpuReading
+from dsft.monitor.nvml.gpus import GpuReading
 from dsft.monitor.sample import HostSample, RunSample, Sample
 
 
@@ -18,7 +18,7 @@ class ReadsSamples(Protocol):
 
 
 class ReadsGpus(Protocol):
-    """Reads the GPUs that are watched; `gpus.py` has it."""
+    """Reads the GPUs that are watched; `nvml/gpus.py` has it."""
 
     def read(self, num_pcie_measurements: int) -> GpuReading:
         """Return what the driver says now; what it does not say is no exception."""
@@ -59,8 +59,8 @@ class Sampler:
         self._gpus = gpus
         self._host = host
         self._runs = runs
-        by_interval = round(_PCIE_SHARE * config.interval_s / _PCIE_MEASUREMENT_S)
-        self._num_pcie_measurements = 1_000 if config.is_once else max(1, by_interval)
+        # The first of many samples does not wait for measurements; a single one waits for all.
+        self._num_pcie_measurements = 1_000 if config.is_once else 0
 
     def read(self) -> Sample:
         """Return a sample of now.
@@ -70,6 +70,8 @@ class Sampler:
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         reading = self._gpus.read(self._num_pcie_measurements)
+        by_interval = round(_PCIE_SHARE * self._config.interval_s / _PCIE_MEASUREMENT_S)
+        self._num_pcie_measurements = max(1, by_interval)
         sample = Sample(
             time=now,
             problem=reading.problem,

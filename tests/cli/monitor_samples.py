@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from dsft.cli.views.ascii import AsciiFallback
-from dsft.cli.views.monitor_layout import draw_screen
-from dsft.cli.views.monitor_line import Rows
-from dsft.cli.views.monitor_state import MonitorState
+from dsft.cli.views.monitor.layout import draw_screen
+from dsft.cli.views.monitor.line import Rows
+from dsft.cli.views.monitor.state import MonitorState
 from dsft.core.units import GIB
 from dsft.monitor.sample import (
     AlertSample,

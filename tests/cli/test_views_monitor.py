@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from dsft.cli.views.monitor_layout import draw_screen, render_sample
-from dsft.cli.views.monitor_line import Rows
-from dsft.cli.views.monitor_state import MonitorState
+from dsft.cli.views.monitor.layout import draw_screen, render_sample
+from dsft.cli.views.monitor.line import Rows
+from dsft.cli.views.monitor.state import MonitorState
 from dsft.core.units import GIB
 from dsft.monitor.sample import HostSample, Sample
 from tests.cli.monitor_samples import (

@@ -6,9 +6,9 @@ import pytest
 from rich.cells import cell_len
 
 from dsft.cli.views.drawing import draw_history
-from dsft.cli.views.monitor_figures import format_memory, format_rate, format_share, format_size
-from dsft.cli.views.monitor_line import Line, clip_text, draw_heading, flow_lines, join_fitting, wrap_words
-from dsft.cli.views.monitor_state import HISTORY_LENGTH, MonitorState, SortOrder, list_processes, newest
+from dsft.cli.views.monitor.figures import format_memory, format_rate, format_share, format_size
+from dsft.cli.views.monitor.line import Line, clip_text, draw_heading, flow_lines, join_fitting, wrap_words
+from dsft.cli.views.monitor.state import HISTORY_LENGTH, MonitorState, SortOrder, list_processes, newest
 from dsft.core.units import GIB
 from dsft.monitor.sample import ProcessSample
 from tests.cli.monitor_samples import (

@@ -8,7 +8,7 @@ import pytest
 from dsft.core.errors import ConfigError, DoesNotFitError, DsftError, NoGpuError
 from dsft.core.units import GIB
 from dsft.monitor.config import MonitorConfig
-from dsft.monitor.gpus import GpuReading
+from dsft.monitor.nvml.gpus import GpuReading
 from dsft.monitor.sample import GpuSample, Problem
 from dsft.monitor.wait_free import MemoryFree, wait_free
 from tests.monitor_readers import NO_DRIVER, FakeClock, ScriptedGpus, make_gpu, make_lost_gpu, make_mig

@@ -8,7 +8,7 @@ from types import ModuleType
 import pynvml as real_nvml
 import pytest
 
-from dsft.monitor.gpus import NvmlGpus
+from dsft.monitor.nvml.gpus import NvmlGpus
 from tests import fake_nvml
 from tests.fake_nvml import FakeNvml, load_gpu
 from tests.nvml_scenarios import make_nvml, read_scenario

@@ -3,13 +3,13 @@
 from time import monotonic
 from typing import Any
 
-from dsft.monitor.gpu_facts import GpuFacts, read_facts
-from dsft.monitor.gpu_processes import ProcessLister
-from dsft.monitor.gpu_values import read_values
-from dsft.monitor.mig import MigReader
-from dsft.monitor.nvml_codes import NVML_LOST
-from dsft.monitor.nvml_problems import describe_device_problem
-from dsft.monitor.nvml_questions import Questions
+from dsft.monitor.nvml.codes import NVML_LOST
+from dsft.monitor.nvml.facts import GpuFacts, read_facts
+from dsft.monitor.nvml.mig import MigReader
+from dsft.monitor.nvml.problems import describe_device_problem
+from dsft.monitor.nvml.process_lists import ProcessLister
+from dsft.monitor.nvml.questions import Questions
+from dsft.monitor.nvml.values import read_values
 from dsft.monitor.processes import ProcessReader
 from dsft.monitor.sample import GpuSample, Problem
 

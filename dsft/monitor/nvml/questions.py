@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dsft.monitor.nvml_codes import DEVICE_LOST, NVML_LOST, UNANSWERABLE
+from dsft.monitor.nvml.codes import DEVICE_LOST, NVML_LOST, UNANSWERABLE
 
 
 class Questions:

@@ -3,10 +3,10 @@
 from time import monotonic
 from typing import Any
 
-from dsft.monitor.gpu_processes import ProcessLister
-from dsft.monitor.gpu_values import read_memory
-from dsft.monitor.nvml_codes import NVML_LOST
-from dsft.monitor.nvml_questions import Questions
+from dsft.monitor.nvml.codes import NVML_LOST
+from dsft.monitor.nvml.process_lists import ProcessLister
+from dsft.monitor.nvml.questions import Questions
+from dsft.monitor.nvml.values import read_memory
 from dsft.monitor.processes import ProcessReader
 from dsft.monitor.sample import MigSample
 

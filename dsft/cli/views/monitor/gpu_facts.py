@@ -1,8 +1,8 @@
 """What is told of a GPU beside its bars, as parts of a row: clocks, PCIe, fan, errors, what holds it back."""
 
-from dsft.cli.views.monitor_figures import format_figure, format_rate, format_share, heat_style
-from dsft.cli.views.monitor_line import Line, labelled, printable
-from dsft.cli.views.monitor_lines import MISSING
+from dsft.cli.views.monitor.figures import format_figure, format_rate, format_share, heat_style
+from dsft.cli.views.monitor.line import Line, labelled, printable
+from dsft.cli.views.monitor.plain_lines import MISSING
 from dsft.monitor.sample import GpuSample, MigSample
 from dsft.monitor.throttle import explain_reasons
 

@@ -2,11 +2,11 @@
 
 from rich.cells import cell_len
 
-from dsft.cli.views.monitor_figures import format_figure, format_memory, format_share, heat_style, level_style
-from dsft.cli.views.monitor_gpu_facts import describe_ecc, describe_throttle, is_braked, name_mig
-from dsft.cli.views.monitor_line import Line, clip_text, join_fitting, printable
-from dsft.cli.views.monitor_lines import MISSING
-from dsft.cli.views.monitor_state import to_percent
+from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share, heat_style, level_style
+from dsft.cli.views.monitor.gpu_facts import describe_ecc, describe_throttle, is_braked, name_mig
+from dsft.cli.views.monitor.line import Line, clip_text, join_fitting, printable
+from dsft.cli.views.monitor.plain_lines import MISSING
+from dsft.cli.views.monitor.state import to_percent
 from dsft.monitor.sample import GpuSample
 
 _ROW_RANK, _SECOND_ROW_RANK, _BRAKE_RANK, _MIG_RANK = 80, 78, 75, 20

@@ -3,8 +3,8 @@
 from time import time
 from typing import Any
 
-from dsft.monitor.nvml_codes import NvmlCode
-from dsft.monitor.nvml_questions import Questions
+from dsft.monitor.nvml.codes import NvmlCode
+from dsft.monitor.nvml.questions import Questions
 from dsft.monitor.processes import ProcessReader
 from dsft.monitor.sample import ProcessSample
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime
 
-from dsft.cli.views.monitor_line import printable
+from dsft.cli.views.monitor.line import printable
 from dsft.core.units import GIB, format_count, format_duration, format_gib
 from dsft.monitor.sample import AlertSample, GpuSample, HostSample, MigSample, RunSample, Sample
 from dsft.monitor.throttle import explain_reasons

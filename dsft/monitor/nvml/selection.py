@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dsft.core.errors import ConfigError
-from dsft.monitor.gpu_device import GpuDevice
+from dsft.monitor.nvml.device import GpuDevice
 
 _PREFIX = "gpu-"
 

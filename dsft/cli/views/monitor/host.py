@@ -2,10 +2,10 @@
 
 import math
 
-from dsft.cli.views.monitor_figures import format_figure, format_memory, format_rate, level_style
-from dsft.cli.views.monitor_line import Line, draw_heading, flow_lines, join_fitting, labelled
-from dsft.cli.views.monitor_lines import MISSING
-from dsft.cli.views.monitor_state import to_percent
+from dsft.cli.views.monitor.figures import format_figure, format_memory, format_rate, level_style
+from dsft.cli.views.monitor.line import Line, draw_heading, flow_lines, join_fitting, labelled
+from dsft.cli.views.monitor.plain_lines import MISSING
+from dsft.cli.views.monitor.state import to_percent
 from dsft.core.units import GIB
 from dsft.monitor.sample import HostSample
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsft.cli.views.drawing import draw_history
-from dsft.cli.views.monitor_figures import format_figure, format_memory, format_share, heat_style, level_style
-from dsft.cli.views.monitor_line import Line, join_fitting, labelled
-from dsft.cli.views.monitor_state import GpuHistory, newest, to_percent
+from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share, heat_style, level_style
+from dsft.cli.views.monitor.line import Line, join_fitting, labelled
+from dsft.cli.views.monitor.state import GpuHistory, newest, to_percent
 from dsft.core.units import format_duration
 from dsft.monitor.sample import GpuSample
 

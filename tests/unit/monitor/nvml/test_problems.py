@@ -7,7 +7,7 @@ from typing import Any
 import pynvml as nvml
 import pytest
 
-from dsft.monitor.nvml_problems import (
+from dsft.monitor.nvml.problems import (
     Surroundings,
     describe_device_problem,
     describe_no_gpu,

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from dsft.cli.views.monitor_figures import format_figure, format_size
-from dsft.cli.views.monitor_line import Line, clip_text, draw_heading, printable
-from dsft.cli.views.monitor_lines import MISSING
-from dsft.cli.views.monitor_state import SortOrder
+from dsft.cli.views.monitor.figures import format_figure, format_size
+from dsft.cli.views.monitor.line import Line, clip_text, draw_heading, printable
+from dsft.cli.views.monitor.plain_lines import MISSING
+from dsft.cli.views.monitor.state import SortOrder
 from dsft.monitor.sample import ProcessSample, RunSample, Sample
 
 _Row = tuple[str, ProcessSample]

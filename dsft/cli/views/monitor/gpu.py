@@ -1,8 +1,8 @@
 """One GPU on the monitor's screen: a row for each figure, with charts or without, or few dense rows."""
 
-from dsft.cli.views.monitor_figures import format_figure, format_memory, format_share, level_style
-from dsft.cli.views.monitor_gpu_bars import NARROW, draw_charts, draw_meter_pair, draw_meters, has_spark_columns
-from dsft.cli.views.monitor_gpu_facts import (
+from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share, level_style
+from dsft.cli.views.monitor.gpu_bars import NARROW, draw_charts, draw_meter_pair, draw_meters, has_spark_columns
+from dsft.cli.views.monitor.gpu_facts import (
     describe_clocks,
     describe_ecc,
     describe_heat,
@@ -14,8 +14,8 @@ from dsft.cli.views.monitor_gpu_facts import (
     is_braked,
     name_mig,
 )
-from dsft.cli.views.monitor_line import Line, draw_heading, flow_lines, join_fitting, labelled, wrap_words
-from dsft.cli.views.monitor_state import GpuHistory, to_percent
+from dsft.cli.views.monitor.line import Line, draw_heading, flow_lines, join_fitting, labelled, wrap_words
+from dsft.cli.views.monitor.state import GpuHistory, to_percent
 from dsft.monitor.sample import GpuSample, MigSample, Problem
 
 CHARTS_WIDTH = 130

@@ -3,7 +3,7 @@
 import math
 
 from dsft.cli.views.drawing import draw_sparkline
-from dsft.cli.views.monitor_line import Line, clip_text, draw_heading, flow_lines, join_fitting, labelled, printable
+from dsft.cli.views.monitor.line import Line, clip_text, draw_heading, flow_lines, join_fitting, labelled, printable
 from dsft.core.units import GIB, format_count, format_duration
 from dsft.monitor.sample import RunSample
 

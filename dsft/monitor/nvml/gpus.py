@@ -5,11 +5,11 @@ from time import monotonic
 from typing import Any
 
 from dsft.core.errors import ConfigError
-from dsft.monitor.gpu_device import RETRY_S, GpuDevice
-from dsft.monitor.gpu_selection import select_gpus
-from dsft.monitor.nvml_codes import NVML_LOST
-from dsft.monitor.nvml_problems import describe_no_gpu, describe_nvml_problem, look_around
-from dsft.monitor.pcie import PcieMeter
+from dsft.monitor.nvml.codes import NVML_LOST
+from dsft.monitor.nvml.device import RETRY_S, GpuDevice
+from dsft.monitor.nvml.pcie import PcieMeter
+from dsft.monitor.nvml.problems import describe_no_gpu, describe_nvml_problem, look_around
+from dsft.monitor.nvml.selection import select_gpus
 from dsft.monitor.processes import ProcessReader
 from dsft.monitor.sample import DriverSample, GpuSample, Problem
 

@@ -8,7 +8,7 @@ import pynvml as real_nvml
 import pytest
 
 from dsft.core.errors import ConfigError
-from dsft.monitor.gpus import GpuReading, NvmlGpus
+from dsft.monitor.nvml.gpus import GpuReading, NvmlGpus
 from tests.fake_nvml import FakeGpu, FakeNvml, Fault, load_gpu
 from tests.nvml_scenarios import make_gpu, make_nvml, read_scenario
 
@@ -34,8 +34,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("gpus", "gpu_device", "mig"):
-        monkeypatch.setattr(f"dsft.monitor.{module}.monotonic", clock)
+    for module in ("gpus", "device", "mig"):
+        monkeypatch.setattr(f"dsft.monitor.nvml.{module}.monotonic", clock)
     return clock
 
 

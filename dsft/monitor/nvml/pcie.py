@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dsft.monitor.gpu_device import GpuDevice
+from dsft.monitor.nvml.device import GpuDevice
 
 
 class PcieMeter:

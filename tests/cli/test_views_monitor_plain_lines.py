@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dsft.cli.views.monitor_lines import describe_alert, format_sample
+from dsft.cli.views.monitor.plain_lines import describe_alert, format_sample
 from dsft.core.units import GIB
 from dsft.monitor.sample import AlertSample, GpuSample, HostSample, ProcessSample, RunSample
 from tests.monitor_readers import GPU, HOST, NO_DRIVER, make_gpu, make_lost_gpu, make_mig, make_sample

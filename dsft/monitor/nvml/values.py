@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dsft.monitor.gpu_facts import GpuFacts
-from dsft.monitor.nvml_questions import Questions
+from dsft.monitor.nvml.facts import GpuFacts
+from dsft.monitor.nvml.questions import Questions
 from dsft.monitor.throttle import name_reasons
 
 _MAX_PERFORMANCE_STATE = 15

@@ -6,14 +6,14 @@ from enum import IntEnum
 
 from rich.console import RenderableType
 
-from dsft.cli.views.monitor_edges import ALERT_RANK, draw_alerts, draw_footer, draw_help
-from dsft.cli.views.monitor_gpu import CHARTS_WIDTH, draw_dense_gpu, draw_gpu, draw_gpu_with_charts, draw_problem
-from dsft.cli.views.monitor_gpu_rows import draw_gpu_rows
-from dsft.cli.views.monitor_host import draw_brief_host, draw_host
-from dsft.cli.views.monitor_line import Line, Rows, draw_heading
-from dsft.cli.views.monitor_processes import draw_no_processes, draw_process_heading, draw_process_table
-from dsft.cli.views.monitor_runs import draw_brief_run, draw_run
-from dsft.cli.views.monitor_state import MonitorState, list_processes
+from dsft.cli.views.monitor.edges import ALERT_RANK, draw_alerts, draw_footer, draw_help
+from dsft.cli.views.monitor.gpu import CHARTS_WIDTH, draw_dense_gpu, draw_gpu, draw_gpu_with_charts, draw_problem
+from dsft.cli.views.monitor.gpu_rows import draw_gpu_rows
+from dsft.cli.views.monitor.host import draw_brief_host, draw_host
+from dsft.cli.views.monitor.line import Line, Rows, draw_heading
+from dsft.cli.views.monitor.processes import draw_no_processes, draw_process_heading, draw_process_table
+from dsft.cli.views.monitor.runs import draw_brief_run, draw_run
+from dsft.cli.views.monitor.state import MonitorState, list_processes
 from dsft.monitor.sample import GpuSample, Sample
 
 _MIN_BLOCK_WIDTH, _BLOCK_GAP = 76, 3

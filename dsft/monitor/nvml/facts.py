@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dsft.monitor.nvml_questions import Questions
+from dsft.monitor.nvml.questions import Questions
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from dsft.cli.views.monitor_line import Line, join_fitting, wrap_words
-from dsft.cli.views.monitor_lines import describe_alert
-from dsft.cli.views.monitor_state import MonitorState
+from dsft.cli.views.monitor.line import Line, join_fitting, wrap_words
+from dsft.cli.views.monitor.plain_lines import describe_alert
+from dsft.cli.views.monitor.state import MonitorState
 from dsft.monitor.sample import Sample
 
 ALERT_RANK = 90

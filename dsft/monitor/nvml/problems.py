@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsft.monitor.nvml_codes import DEVICE_LOST, NvmlCode
+from dsft.monitor.nvml.codes import DEVICE_LOST, NvmlCode
 from dsft.monitor.sample import Problem
 
 _VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")

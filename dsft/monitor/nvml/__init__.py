@@ -1,0 +1,1 @@
+"""GPUs as NVML tells of them; nothing beyond this folder asks the driver."""
