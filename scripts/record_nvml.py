@@ -16,7 +16,7 @@ from typing import Any
 
 import pynvml
 
-from dsft.monitor.gpus import NvmlGpus
+from dsft.monitor.nvml.gpus import NvmlGpus
 
 Calls = dict[str, list[Any]]
 
