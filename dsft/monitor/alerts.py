@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dsft.core.errors import ConfigError
 from dsft.core.units import GIB
 from dsft.monitor.sample import AlertSample, GpuSample, HostSample, Sample
+from dsft.monitor.shares import disk_percent, ram_percent, swap_percent, vram_percent
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,16 @@ class _Metric:
     of_host: Callable[[HostSample], float | None] | None = None
 
 
-def _percent(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or not whole else 100 * part / whole
-
-
 def _gib(num_bytes: int | None) -> float | None:
     return None if num_bytes is None else num_bytes / GIB
 
 
-def _vram_percent(gpu: GpuSample) -> float | None:
-    # What the driver reserves can't be had either: a card is full at 100.
-    free = _percent(gpu.memory_free_bytes, gpu.memory_total_bytes)
-    return None if free is None else 100 - free
+def _swap_percent(host: HostSample) -> float | None:
+    return 0.0 if host.swap_total_bytes == 0 else swap_percent(host)  # a limit on swap holds where there is none
 
 
 METRICS = {
-    "vram": _Metric("%", _vram_percent),
+    "vram": _Metric("%", vram_percent),
     "free": _Metric("GiB", lambda gpu: _gib(gpu.memory_free_bytes)),
     "util": _Metric("%", lambda gpu: gpu.gpu_utilization_percent),
     "bandwidth": _Metric("%", lambda gpu: gpu.memory_bandwidth_utilization_percent),
@@ -50,16 +45,9 @@ METRICS = {
     "fan": _Metric("%", lambda gpu: gpu.fan_percent),
     "ecc": _Metric("errors", lambda gpu: gpu.ecc_uncorrected_errors),
     "cpu": _Metric("%", of_host=lambda host: host.cpu_percent),
-    "ram": _Metric(
-        "%",
-        of_host=lambda host: (
-            None
-            if host.memory_available_bytes is None or not host.memory_total_bytes
-            else 100 - 100 * host.memory_available_bytes / host.memory_total_bytes
-        ),
-    ),
-    "swap": _Metric("%", of_host=lambda host: _percent(host.swap_used_bytes, host.swap_total_bytes)),
-    "disk": _Metric("%", of_host=lambda host: _percent(host.disk_used_bytes, host.disk_total_bytes)),
+    "ram": _Metric("%", of_host=ram_percent),
+    "swap": _Metric("%", of_host=_swap_percent),
+    "disk": _Metric("%", of_host=disk_percent),
 }
 """By the name it has in a limit."""
 

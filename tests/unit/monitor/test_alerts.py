@@ -76,11 +76,16 @@ def test_a_metric_of_a_gpu_is_read_from_it(metric: str, value: float | None) -> 
     assert judged.gpu_index == 0
 
 
-@pytest.mark.parametrize(("metric", "value"), [("cpu", 25), ("ram", 25), ("disk", 75), ("swap", None)])
-def test_a_metric_of_the_host_is_read_from_it_once(metric: str, value: float | None) -> None:
+@pytest.mark.parametrize(("metric", "value"), [("cpu", 25), ("ram", 25), ("disk", 75), ("swap", 0)])
+def test_a_metric_of_the_host_is_read_from_it_once(metric: str, value: float) -> None:
     (judged,) = judge([Alert(metric, ">", 24)], make_sample(GPU, make_gpu(1), host=HOST))
-    assert (judged.gpu_index, judged.value) == (None, value)
-    assert judged.is_fired is (None if value is None else True)
+    assert (judged.gpu_index, judged.value, judged.is_fired) == (None, value, value > 24)
+
+
+def test_a_disk_is_full_where_users_have_no_room_left() -> None:
+    full = replace(HOST, disk_used_bytes=38 * GIB, disk_free_bytes=0, disk_total_bytes=40 * GIB)
+    (judged,) = judge([Alert("disk", ">", 95)], make_sample(host=full))
+    assert (judged.value, judged.is_fired) == (100, True)
 
 
 def test_every_metric_is_named_in_the_help_with_its_unit() -> None:
@@ -115,7 +120,8 @@ def test_each_limit_is_judged_on_each_gpu_in_order() -> None:
 
 def test_a_host_that_is_not_read_or_tells_nothing_is_unknown_not_well() -> None:
     alerts = [Alert(metric, "<", 101) for metric in ("cpu", "ram", "swap", "disk")]
-    for host in (None, HostSample(), replace(HOST, cpu_percent=None, memory_total_bytes=0, disk_total_bytes=0)):
+    silent = replace(HOST, cpu_percent=None, memory_total_bytes=0, swap_total_bytes=None, disk_free_bytes=None)
+    for host in (None, HostSample(), silent):
         assert [alert.is_fired for alert in judge(alerts, make_sample(host=host))] == [None] * 4
 
 
