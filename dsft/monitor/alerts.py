@@ -78,6 +78,11 @@ class Alert:
     def __str__(self) -> str:
         return f"{self.metric}{self.comparison}{self.limit:.15g}"
 
+    @property
+    def is_of_host(self) -> bool:
+        """Whether it limits a value of the host, not of each GPU."""
+        return METRICS[self.metric].of_host is not None
+
     def is_passed_by(self, value: float) -> bool:
         """Return whether a value makes the alert fire."""
         return _COMPARISONS[self.comparison](value, self.limit)

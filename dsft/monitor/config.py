@@ -45,3 +45,8 @@ class MonitorConfig:
             raise ConfigError(f"--duration is {self.duration_s:g}.", "Give seconds, e.g. --duration 60.")
         if self.is_once and self.duration_s is not None:
             raise ConfigError("--once and --duration contradict each other.", "Give one of them.")
+        of_host = next((alert for alert in self.alerts if alert.is_of_host), None)
+        if of_host is not None and not self.reads_host:
+            raise ConfigError(
+                f"--alert '{of_host}' is about the host, and --no-cpu leaves the host out.", "Give one of them."
+            )

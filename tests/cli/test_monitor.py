@@ -226,10 +226,10 @@ def test_a_limit_that_can_t_be_judged_is_a_failure_not_silence(
     assert [alert["is_fired"] for alert in record["alerts"]] == [None, False]
 
 
-def test_a_limit_of_the_host_that_is_left_out_can_t_be_judged(machine: Machine, capsys: Capture) -> None:
+def test_a_limit_of_the_host_that_is_left_out_is_refused(machine: Machine, capsys: Capture) -> None:
     ended = Ended(capsys, "--once", "--quiet", "--no-cpu", "--alert", "ram>5")
-    assert ended.code == 1
-    assert ended.error_lines[0] == "error: The alert ram>5 can't be judged: the host's value is not told."
+    assert ended.code == 2
+    assert ended.error_lines[0] == "error: --alert 'ram>5' is about the host, and --no-cpu leaves the host out."
 
 
 def test_a_limit_that_is_passed_is_graver_than_one_that_can_t_be_judged_and_a_lost_gpu_than_both(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dsft.core.errors import ConfigError
+from dsft.monitor.alerts import parse_alert
 from dsft.monitor.config import MonitorConfig
 
 
@@ -40,3 +41,9 @@ def test_what_makes_no_sense_is_refused(settings: dict[str, Any], words: str) ->
     with pytest.raises(ConfigError, match=words) as caught:
         MonitorConfig(**settings)
     assert caught.value.fix
+
+
+def test_a_limit_on_the_host_needs_the_host() -> None:
+    with pytest.raises(ConfigError, match="'ram>5' is about the host, and --no-cpu"):
+        MonitorConfig(reads_host=False, alerts=(parse_alert("vram>5"), parse_alert("ram>5")))
+    assert MonitorConfig(alerts=(parse_alert("ram>5"),)).alerts
