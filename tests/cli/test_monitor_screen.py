@@ -72,6 +72,12 @@ class Desk:
             assert time.monotonic() < deadline_s, self.emulator.text
             time.sleep(0.005)
 
+    def wait_for_samples(self, count: int) -> None:
+        num_before, deadline_s = len(self.read_s), time.monotonic() + 10
+        while len(self.read_s) < num_before + count:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.005)
+
     def read(self) -> Sample:
         self.read_s.append(time.monotonic())
         number = len(self.read_s)
@@ -190,13 +196,14 @@ def test_keys_act_at_once_without_a_new_sample(desk: Desk) -> None:
     assert len(desk.taken) == 1
 
 
-def test_an_arrow_that_comes_in_pieces_does_not_quit(desk: Desk) -> None:
+def test_an_arrow_that_comes_in_pieces_does_not_quit(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsft.cli.terminal_keys._ESCAPE_WAIT_S", 60.0)  # however slow this machine is
     desk.samples = [make_sample(gpus=(make_gpu(processes=make_crowd(20)),))]
 
     def sit() -> None:
         for piece in ("\x1b", "[", "B"):
             desk.type(piece)
-            time.sleep(0.12)  # longer than a sample, shorter than the wait for the rest
+            desk.wait_for_samples(2)  # the screen goes on while the rest is waited for
         desk.wait_for("1 above")
         desk.type("q")
 
