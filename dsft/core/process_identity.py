@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 _ENDED_STATES = (b"Z", b"X", b"x")
+_MAX_STAT_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,21 @@ class ProcessPlace:
     pid_namespace: int | None
 
 
+@dataclass(frozen=True)
+class ProcessStat:
+    """What tells one process from another of the same number, and from itself before it began another program.
+
+    Attributes:
+        start_ticks: When it started, in clock ticks since boot.
+        name: Of the program; the system cuts it after 15 bytes.
+        has_ended: Whether it is over, and its parent has not asked how.
+    """
+
+    start_ticks: int
+    name: str
+    has_ended: bool
+
+
 @cache
 def find_process_place() -> ProcessPlace:
     """Return the place of this process."""
@@ -40,6 +56,30 @@ def find_process_place() -> ProcessPlace:
     return ProcessPlace(os.uname().nodename, boot_id, pid_namespace)
 
 
+def read_process_stat(pid: int | str, proc: str = "/proc") -> ProcessStat | None:
+    """Return what the system tells of a process, or None where there is none of this number.
+
+    Args:
+        pid: Its number, or "self".
+        proc: Where the system tells of processes.
+
+    Raises:
+        OSError: That can't be told.
+    """
+    try:
+        with open(f"{proc}/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123  # a Path would cost as much again
+            content = file.read(_MAX_STAT_BYTES)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the program's name, which may hold spaces and parentheses; the third is the state.
+    head, _, tail = content.rpartition(b")")
+    state_and_rest = tail.split()
+    if len(state_and_rest) < 20 or not state_and_rest[19].isdigit():
+        return None
+    name = head.partition(b"(")[2].decode(errors="replace")
+    return ProcessStat(int(state_and_rest[19]), name, state_and_rest[0] in _ENDED_STATES)  # field 22 of proc(5)
+
+
 def read_start_ticks(pid: int | str) -> int | None:
     """Return when a process started, in clock ticks since boot, or None where it is over.
 
@@ -49,13 +89,5 @@ def read_start_ticks(pid: int | str) -> int | None:
     Raises:
         OSError: That can't be told.
     """
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123  # a Path would cost as much again
-            content = file.read(4096)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field is the program's name, which may hold spaces and parentheses; the third is the state.
-    state_and_rest = content.rpartition(b")")[2].split()
-    if len(state_and_rest) < 20 or state_and_rest[0] in _ENDED_STATES:
-        return None
-    return int(state_and_rest[19])  # field 22 of proc(5)
+    stat = read_process_stat(pid)
+    return None if stat is None or stat.has_ended else stat.start_ticks

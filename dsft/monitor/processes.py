@@ -6,17 +6,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsft.core.process_identity import ProcessStat, read_process_stat
 from dsft.monitor.command_line import clean_text, describe_command
 
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 """PROC_PID_INIT_INO of Linux: the namespace in which the driver counts."""
 
 _MAX_COMMAND_BYTES = 16 * 1024
-_STAT_BYTES = 1024
 _STATUS_BYTES = 4096
 _CGROUP_BYTES = 16 * 1024
-_START_TIME = 19
-"""Place of `starttime` in /proc/PID/stat, counted from the state that follows the name."""
 
 _CONTAINER_ID_CHARS = 12
 _CONTAINERS = re.compile(
@@ -39,21 +37,6 @@ class ProcessFacts:
 _HIDDEN = ProcessFacts(is_visible=False)
 
 
-@dataclass(frozen=True)
-class _Stat:
-    """What tells one process from another of the same PID, and from itself before it began another program.
-
-    Attributes:
-        start_time: Clock ticks since the machine was started.
-        name: Of the program; the system cuts it after 15 bytes.
-        is_zombie: Whether it has ended, and its parent has not asked how.
-    """
-
-    start_time: str
-    name: str
-    is_zombie: bool
-
-
 class ProcessReader:
     """Tells what the PIDs are that the driver names; what it has found out once it keeps while the process lives.
 
@@ -63,7 +46,7 @@ class ProcessReader:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._known: dict[int, tuple[_Stat, ProcessFacts]] = {}
+        self._known: dict[int, tuple[ProcessStat, ProcessFacts]] = {}
         self._read_pids: set[int] = set()
         self._users: dict[int, str] = {}
         self._is_drivers_count = _is_initial_namespace(proc)
@@ -76,7 +59,7 @@ class ProcessReader:
         """
         self._read_pids.add(pid)
         folder = f"{self._proc}/{pid}"
-        stat = _read_stat(folder)
+        stat = self._read_stat(pid)
         if stat is None:
             return _HIDDEN
         known = self._known.get(pid)
@@ -92,7 +75,13 @@ class ProcessReader:
         self._known = {pid: known for pid, known in self._known.items() if pid in self._read_pids}
         self._read_pids.clear()
 
-    def _find_out(self, folder: str, stat: _Stat) -> ProcessFacts:
+    def _read_stat(self, pid: int) -> ProcessStat | None:
+        try:
+            return read_process_stat(pid, str(self._proc))
+        except OSError:  # others' processes may be hidden
+            return None
+
+    def _find_out(self, folder: str, stat: ProcessStat) -> ProcessFacts:
         if not self._is_drivers_count and not _has_gpu_open(folder):
             return _HIDDEN  # the driver counts for the host: a process of this number here is another one
         status = _read_text(f"{folder}/status", _STATUS_BYTES)
@@ -139,15 +128,6 @@ def _read_text(path: str, max_bytes: int) -> str:
         os.close(descriptor)
 
 
-def _read_stat(folder: str) -> _Stat | None:
-    text = _read_text(f"{folder}/stat", _STAT_BYTES)
-    head, bracket, tail = text.rpartition(")")  # a name may hold any characters, brackets too
-    fields = tail.split()
-    if not bracket or len(fields) <= _START_TIME:
-        return None
-    return _Stat(fields[_START_TIME], head.partition("(")[2], fields[0] == "Z")
-
-
 def _find_field(status: str, name: str) -> list[str]:
     for line in status.splitlines():
         if line.startswith(name):
@@ -155,8 +135,8 @@ def _find_field(status: str, name: str) -> list[str]:
     return []
 
 
-def _read_command(folder: str, stat: _Stat) -> str | None:
-    if stat.is_zombie:
+def _read_command(folder: str, stat: ProcessStat) -> str | None:
+    if stat.has_ended:
         return f"{clean_text(stat.name)} (zombie)"
     text = _read_text(f"{folder}/cmdline", _MAX_COMMAND_BYTES)
     if not text:
@@ -164,7 +144,10 @@ def _read_command(folder: str, stat: _Stat) -> str | None:
     arguments = text.rstrip("\0").split("\0")
     if len(text.encode()) >= _MAX_COMMAND_BYTES and len(arguments) > 1:
         arguments[-1:] = ["…"]  # half a secret has no form that could be known
-    return describe_command(arguments)
+    try:
+        return describe_command(arguments)
+    except Exception:  # arguments are another's to choose: whatever they hold, the sample goes on without them
+        return None
 
 
 def _find_container(cgroup: str) -> str | None:

@@ -1,39 +1,59 @@
-"""Masks secrets inside a text: shell commands, URLs, headers, JSON, and whatever has the form of a known token."""
+"""Masks secrets in text, by names that speak of them and by the forms that they are known to have.
+
+In a command line `ARGUMENT_END` stands between arguments: a value that is one, or the rest of one, goes as a whole,
+whatever stands in it. In any other text a value goes as far as a shell would take it for one word.
+"""
 
 import re
 
-from dsft.monitor.secret_names import is_harmless_value, is_secret_name
+from dsft.monitor.secret_names import is_option, is_secret, may_be_secret_name
 
 MASK = "***"
+ARGUMENT_END = "\0"
 
-_VALUE = r"""(?:\\"(?:(?!\\").)*(?:\\")?|"(?:[^"\\]|\\.)*"?|'[^']*'?|(?:\\.|[^\s"'&;|<>`\\])+)"""
-_NAME = r"[A-Za-z_][\w.-]{0,100}"  # the limit keeps a search in a long text short
+_BLANK = r"[\s\0]"
+_NAME = r"[A-Za-z_][\w.-]{0,100}"
+_SHELL_WORD = re.compile(
+    r"""(?:\\"(?:(?!\\")[^\0])*(?:\\")?|"(?:[^"\\\0]|\\[^\0])*"?|'[^'\0]*'?|(?:\\[^\0]|[^\s\0"'&;|<>`\\])+)+"""
+)
+_ARGUMENT = re.compile(r"[^\0]*")
+_NAMES = re.compile(r"[\w.@+=-]*(?::\s*)?")
 
-_VALUES = re.compile(f"{_VALUE}+", re.DOTALL)
-_ASSIGNMENT = re.compile(rf"""(?<!\w)(?P<name>{_NAME})\\?["']?\]?\s{{0,9}}(?:=|(?<![/:]):(?!//|:))\s{{0,9}}""")
-_OPTION = re.compile(rf"(?<![\w-])(?P<name>--?{_NAME})\s{{1,9}}(?!--)")
-_QUERY = re.compile(r"(?P<start>[?&](?:sig|signature|key|auth|code|x-amz-signature)=)[^\s&#\"']+", re.IGNORECASE)
+_ASSIGNMENT = re.compile(
+    rf"""(?<!\w)(?P<name>[-+]{{0,2}}{_NAME})\\?["']?\]?\s{{0,9}}(?:=|(?<![/:]):(?!//|:))\s{{0,9}}"""
+)
+_OPTION = re.compile(rf"(?<![\w-])(?P<name>--?{_NAME})(?:\0|\s{{1,9}})")
+_KEY = re.compile(r"(?<=\0)(?P<name>[A-Za-z][\w-]{0,50}[_.][\w.-]{1,50})\0")
+_PROGRAM_OPTION = re.compile(
+    r"\b(?:(?:sshpass|login)\b[^|;\n]{0,300}?[\s\0]-p[\s\0]*|redis-cli\b[^|;\n]{0,300}?[\s\0]-a[\s\0]*"
+    r"|(?:mysql|mariadb)[^|;\n]{0,300}?[\s\0]-p(?=[^\s\0])|login\b[^|;\n]{0,300}?[\s\0](?=[0-9a-f]{40}\b))"
+)
+"""Programs that have a short option for a password; the last is the key of `wandb login KEY`."""
+_USER = re.compile(
+    rf"""(?<![^\s\0])(?:(?:-u|--user|--proxy-user)(?:{_BLANK}{{1,9}}|=)["']?(?!\d+:)[^\s\0:"'/]{{1,100}}:"""
+    r"""|-u["']?[\w.@+-]{1,100}:)(?!//)"""
+)
 _HEADER = re.compile(
-    r"(?P<start>\b(?:proxy-)?authorization\s*\\?[\"']?\s*[:=]\s*\\?[\"']?|\b(?:set-)?cookie\s*:\s*)(?!\$)[^\"'\n\\]+",
+    r"(?P<start>\b(?:proxy-)?authorization\s{0,9}\\?[\"']?\s{0,9}[:=]\s{0,9}\\?[\"']?|\b(?:set-)?cookie\s{0,9}:\s{0,9})"
+    r"(?!\$)[^\"'\n\\\0]+",
     re.IGNORECASE,
 )
-_BEARER = re.compile(r"(?P<start>\bbearer\s+)(?!\$)[\w.~+/=-]{8,}", re.IGNORECASE)
+_BEARER = re.compile(rf"(?P<start>\bbearer{_BLANK}{{1,9}})(?!\$)[\w.~+/=-]{{8,}}", re.IGNORECASE)
+_QUERY = re.compile(r"(?P<start>[?&](?:sig|signature|key|auth|code|x-amz-signature)=)[^\s\0&#\"']+", re.IGNORECASE)
 _URL_PASSWORD = re.compile(
-    r"(?P<start>\b[a-z][a-z0-9+.-]{0,30}://[^\s/:@\"']*:)(?!\d+(?:[/?#]|$))[^\s\"']*@", re.IGNORECASE
+    r"(?P<start>\b[a-z][a-z0-9+.-]{0,30}://[^\s\0/:@\"']*:)(?!\d+(?:[/?#\0\s]|$))[^\s\0\"']*(?=@)", re.IGNORECASE
 )
-_URL_TOKEN = re.compile(r"(?P<start>\bhttps?://)[\w.~%-]{16,}@", re.IGNORECASE)
-_USER_PASSWORD = re.compile(
-    rf"(?P<start>(?<!\S)(?:-u|--user|--proxy-user)(?:\s+|=)[\"']?[^\s:\"']+:)(?!\d+\b){_VALUE}+", re.DOTALL
+_URL_TOKEN = re.compile(r"(?P<start>\bhttps?://)[^\s\0/:@\"']+(?=@)", re.IGNORECASE)
+_URL_PATH = re.compile(
+    r"(?P<start>\b(?:hooks\.slack\.com/\w{1,20}/|discord(?:app)?\.com/api/webhooks/|api\.telegram\.org/(?:file/)?bot))"
+    r"[^\s\0\"']+",
+    re.IGNORECASE,
 )
-_PROGRAM_PASSWORD = re.compile(
-    rf"(?P<start>\bsshpass\s+-p\s*|\bredis-cli\b[^|;\n]*\s-a\s*|\b(?:mysql|mysqldump|mysqladmin|mariadb)\b[^|;\n]*\s-p)"
-    rf"(?=\S){_VALUE}+"
-)
-_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*", re.DOTALL)
+_PRIVATE_KEY = re.compile(r"(?P<start>)-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^\0]*")
 _KNOWN_TOKEN = re.compile(
     r"""(?<![A-Za-z0-9])(?:
     hf_[A-Za-z0-9]{20,} | api_org_[A-Za-z0-9]{20,}                          # Hugging Face
-    | sk-(?=[\w-]*\d)[\w-]{20,} | gsk_[A-Za-z0-9]{20,} | r8_[A-Za-z0-9]{20,} | nvapi-[\w-]{20,}   # model services
+    | sk-(?=[a-z-]{0,40}[A-Z\d])[\w-]{20,} | gsk_[A-Za-z0-9]{20,} | r8_[A-Za-z0-9]{20,} | nvapi-[\w-]{20,}   # models
     | (?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,} | whsec_[A-Za-z0-9]{16,}  # Stripe
     | gh[opusr]_[A-Za-z0-9]{20,} | github_pat_\w{20,}                       # GitHub
     | gl(?:pat|dt|rt|cbt|ptt|ft|soat|agent|imt|oas|ffct)-[\w.-]{16,}        # GitLab
@@ -46,39 +66,40 @@ _KNOWN_TOKEN = re.compile(
     re.VERBOSE,
 )
 
-_AFTER_START = (_HEADER, _BEARER, _QUERY, _USER_PASSWORD, _PROGRAM_PASSWORD)
+_FORMS = (_PRIVATE_KEY, _URL_PASSWORD, _URL_TOKEN, _URL_PATH, _HEADER, _BEARER, _QUERY)
+_NAMED = (_PROGRAM_OPTION, _USER, _ASSIGNMENT, _OPTION, _KEY)
 
 
 def mask_text(text: str) -> str:
     """Return a text with its secrets masked.
 
     Args:
-        text: Of any kind; what is no secret stays as it is.
+        text: A command line with `ARGUMENT_END` between its arguments, or any other text.
     """
-    text = _PRIVATE_KEY.sub(MASK, text)
-    for pattern in (_URL_PASSWORD, _URL_TOKEN):
-        text = pattern.sub(rf"\g<start>{MASK}@", text)
-    for pattern in _AFTER_START:
-        text = pattern.sub(rf"\g<start>{MASK}", text)
-    for pattern in (_ASSIGNMENT, _OPTION):
-        text = _mask_named(pattern, text)
-    return mask_known_tokens(text)
-
-
-def mask_known_tokens(text: str) -> str:
-    """Return a text without what has the form of a token that is known."""
+    for form in _FORMS:
+        text = form.sub(rf"\g<start>{MASK}", text)
+    for pattern in _NAMED:
+        text = _mask_values(pattern, text)
     return _KNOWN_TOKEN.sub(MASK, text)
 
 
-def _mask_named(pattern: re.Pattern[str], text: str) -> str:
-    """Mask values behind secret names; the search goes on inside the values of other names."""
+def _mask_values(pattern: re.Pattern[str], text: str) -> str:
+    """Mask those values behind what a pattern finds that are secrets; the search goes on inside of the others."""
     parts, position = [], 0
     for found in pattern.finditer(text):
-        if found.start() < position or not is_secret_name(found["name"]):
+        name = found.groupdict().get("name", "password")
+        if found.start() < position or not may_be_secret_name(name):
             continue
-        value = _VALUES.match(text, found.end())
-        if value is not None and not is_harmless_value(value[0]):
-            parts += [text[position : found.end()], MASK]
-            position = value.end()
+        value = (_ARGUMENT if _is_at_start(text, found.end()) else _SHELL_WORD).match(text, found.end())
+        if value is None or not is_secret(name, value[0]) or (pattern is _OPTION and is_option(value[0])):
+            continue
+        parts += [text[position : found.end()], MASK]
+        position = value.end()
     parts.append(text[position:])
     return "".join(parts)
+
+
+def _is_at_start(text: str, position: int) -> bool:
+    """Return whether a value is what its argument consists of, but for names before it such as `--env=HF_TOKEN=`."""
+    end_before = text.rfind(ARGUMENT_END, 0, position)
+    return end_before >= 0 and _NAMES.fullmatch(text, end_before + 1, position) is not None

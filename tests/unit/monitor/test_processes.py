@@ -90,6 +90,24 @@ def test_a_zombie_is_told_as_one(proc: FakeProc) -> None:
     assert (facts.command, facts.is_visible) == ("python3 (zombie)", True)
 
 
+def test_arguments_that_no_rule_was_made_for_end_no_sample(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: list[str]) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr("dsft.monitor.processes.describe_command", fail)
+    proc.add(535)
+
+    facts = ProcessReader(proc.root).read(535)
+
+    assert (facts.command, facts.user, facts.is_visible) == (None, "4000000", True)
+
+
+def test_arguments_with_thousands_of_names_are_described(proc: FakeProc) -> None:
+    proc.add(535, arguments=("/usr/bin/python3", "a=" * 2000, "x"))
+
+    assert (ProcessReader(proc.root).read(535).command or "").startswith("python3")
+
+
 @pytest.mark.parametrize("missing", ["status", "cmdline", "cgroup"])
 def test_what_can_not_be_read_is_none(proc: FakeProc, missing: str) -> None:
     folder = proc.add(535, cgroup=f"0::/system.slice/docker-{ID}.scope\n")
