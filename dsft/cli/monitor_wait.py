@@ -8,6 +8,7 @@ from dsft.cli.output import Mode, Output
 from dsft.core.units import format_duration, format_gib
 from dsft.monitor.config import MonitorConfig
 from dsft.monitor.nvml.gpus import NvmlGpus
+from dsft.monitor.sample import Problem
 from dsft.monitor.wait_free import wait_free
 
 
@@ -17,8 +18,12 @@ def wait(config: MonitorConfig, output: Output, needed_bytes: int) -> None:
     Raises:
         DsftError: It can't have, or not in time.
     """
+
+    def tell_lost(problem: Problem) -> None:
+        output.warn(f"{problem.found} It is waited for too: {problem.fix}")
+
     with _open_status(output, needed_bytes) as on_wait:
-        found = wait_free(config, needed_bytes, NvmlGpus(config.gpus), on_wait)
+        found = wait_free(config, needed_bytes, NvmlGpus(config.gpus), on_wait, on_lost=tell_lost)
     output.emit(make_record(found))
     output.write(found.uuid or str(found.gpu_index))
     output.note(

@@ -19,11 +19,13 @@ class Waited:
 
     Attributes:
         told_gib: What was told at each look that found too little.
+        told_lost: What was told of GPUs that were lost.
     """
 
     def __init__(self, needed_gib: float, *readings: Iterable[GpuSample] | Problem, **settings: Any) -> None:
         self.clock = FakeClock()
         self.told_gib: list[float] = []
+        self.told_lost: list[str] = []
         self.found: MemoryFree | None = None
         self.error: DsftError | None = None
         gpus = ScriptedGpus(*readings)
@@ -33,6 +35,7 @@ class Waited:
                 round(needed_gib * GIB),
                 gpus,
                 lambda free_bytes: self.told_gib.append(free_bytes / GIB),
+                on_lost=lambda problem: self.told_lost.append(problem.found),
                 sleep=self.clock.sleep,
                 clock=self.clock,
             )
@@ -98,13 +101,43 @@ def test_without_a_driver_or_with_lost_gpus_alone_nobody_waits() -> None:
         assert waited.error.fix
 
 
-def test_a_lost_gpu_among_others_is_passed_by_and_one_lost_later_ends_the_wait() -> None:
+def test_a_lost_gpu_among_others_is_passed_by() -> None:
     waited = Waited(5, [make_lost_gpu(0), with_free(9, 1)])
     assert waited.found is not None
     assert waited.found.gpu_index == 1
-    waited = Waited(20, [with_free(3, 1)], [with_free(4, 1)], [make_lost_gpu(1)])
+
+
+def test_a_larger_gpu_that_is_lost_may_come_back() -> None:
+    small = with_free(3, 0, memory_total_bytes=8 * GIB)
+    waited = Waited(20, *[[small, make_lost_gpu(1)]] * 3, [small, with_free(21, 1)])
+    assert waited.found == MemoryFree(1, "GPU-0001", 21 * GIB, 3.0)
+    assert waited.told_lost == ["GPU 1 is lost."]
+    assert waited.told_gib == [3, 3, 3]
+    waited = Waited(20, [small, make_lost_gpu(1)], duration_s=2)
+    assert isinstance(waited.error, DoesNotFitError)
+    assert "the most is 3.0 GiB on GPU 0; lost: GPU 1." in waited.error.found
+    waited = Waited(20, [small, make_lost_gpu(1)], [small, with_free(2, 1, memory_total_bytes=9 * GIB)])
+    assert isinstance(waited.error, DoesNotFitError)
+    assert "can't become free" in waited.error.found
+
+
+def test_the_only_gpu_that_is_lost_meanwhile_may_come_back() -> None:
+    waited = Waited(
+        20, [with_free(3, 1)], [make_lost_gpu(1)], [with_free(4, 1)], [make_lost_gpu(1)], [with_free(22, 1)]
+    )
+    assert waited.found == MemoryFree(1, "GPU-0001", 22 * GIB, 4.0)
+    assert waited.told_gib == [3, 0, 4, 0]
+    assert waited.told_lost == ["GPU 1 is lost."] * 2
+    waited = Waited(20, [with_free(3, 1)], [make_lost_gpu(1)], duration_s=3)
     assert isinstance(waited.error, NoGpuError)
-    assert waited.told_gib == [3, 4]
+    assert waited.error.found == "GPU 1 is lost."
+    assert waited.clock.slept_s == [1, 1, 1]
+
+
+def test_a_gpu_that_nobody_lets_this_user_read_is_not_waited_for() -> None:
+    barred = GpuSample(1, "GPU-0001", None, Problem("no_permission", "Not yours.", "Ask."))
+    assert isinstance(Waited(20, [with_free(3, memory_total_bytes=8 * GIB), barred]).error, DoesNotFitError)
+    assert isinstance(Waited(20, [with_free(3, 1)], [barred]).error, NoGpuError)
 
 
 def test_a_gpu_that_does_not_tell_is_no_reason_to_wait_for_ever() -> None:
@@ -139,4 +172,4 @@ def test_a_gpu_that_is_not_there_is_the_user_s_error() -> None:
             raise ConfigError("--gpu 9 is not there.", "There is 0.")
 
     with pytest.raises(ConfigError):
-        wait_free(MonitorConfig(gpus=("9",)), GIB, Refusing(), lambda free_bytes: None)
+        wait_free(MonitorConfig(gpus=("9",)), GIB, Refusing(), lambda free_bytes: None, on_lost=lambda problem: None)
