@@ -1,5 +1,6 @@
 """One GPU: its handle, what never changes, and what it says now."""
 
+from dataclasses import asdict, fields, replace
 from time import monotonic
 from typing import Any
 
@@ -17,6 +18,7 @@ RETRY_S = 5.0
 """How long something that is lost is left alone."""
 
 _MIG_MODE_S = 5.0
+_SAMPLE_FIELDS = frozenset(field.name for field in fields(GpuSample))
 
 
 class GpuDevice:
@@ -30,22 +32,21 @@ class GpuDevice:
     Attributes:
         index: As given.
         nvml_index: Which one it is for NVML now; None where NVML counts it no more.
-        uuid: None until it could be read.
         problem: Why it can't be read.
     """
 
     def __init__(self, nvml: Any, index: int, processes: ProcessReader) -> None:
         self.index = index
         self.nvml_index: int | None = index
-        self.uuid: str | None = None
         self.problem: Problem | None = None
         self._nvml = nvml
         self._processes = processes
-        self._name: str | None = None
         self._retry_at_s = 0.0
         self._questions: Questions | None = None
         self._facts = GpuFacts()
+        self._values_of_facts: dict[str, Any] = {}
         self._mig: MigReader | None = None
+        self._watched_parts: frozenset[str] | None = None
         self._mig_mode_at_s = 0.0
         self._lister: ProcessLister | None = None
         self._is_utilization_due = True
@@ -65,13 +66,19 @@ class GpuDevice:
             if self.nvml_index is None:
                 raise self._nvml.NVMLError(self._nvml.NVML_ERROR_GPU_NOT_FOUND)
             questions = Questions(self._nvml, self._nvml.nvmlDeviceGetHandleByIndex(self.nvml_index))
-            self._facts = read_facts(questions)
+            facts = read_facts(questions)
         except self._nvml.NVMLError as error:
             self._lose(error)
             return
         self._questions = questions
-        self.uuid = self._facts.uuid or self.uuid
-        self._name = self._facts.name or self._name
+        known = self._facts
+        self._facts = replace(
+            facts,
+            uuid=facts.uuid or known.uuid,
+            name=facts.name or known.name,
+            pci_bus_id=facts.pci_bus_id or known.pci_bus_id,
+        )
+        self._values_of_facts = {name: value for name, value in asdict(self._facts).items() if name in _SAMPLE_FIELDS}
         self._mig = MigReader(questions, self._processes) if self._facts.is_mig_enabled else None
         self._mig_mode_at_s = monotonic()
         self._lister = ProcessLister(questions, self._processes)
@@ -82,6 +89,29 @@ class GpuDevice:
         """Forget the handle: NVML is shut down, or counts its devices anew."""
         self._questions = None
         self._retry_at_s = 0.0
+
+    @property
+    def uuid(self) -> str | None:
+        """Its UUID, None until it could be read."""
+        return self._facts.uuid
+
+    def find_parts(self) -> tuple[str, ...]:
+        """Return the UUIDs of its MIG instances.
+
+        Raises:
+            NVMLError: NVML as a whole is lost.
+        """
+        if self._questions is None or self._mig is None:
+            return ()
+        try:
+            return self._mig.find_uuids()
+        except self._nvml.NVMLError as error:
+            self._lose(error)
+            return ()
+
+    def watch_parts(self, uuids: frozenset[str] | None) -> None:
+        """Tell of its MIG instances these alone, or all of them."""
+        self._watched_parts = uuids
 
     @property
     def pcie_directions(self) -> tuple[str, ...]:
@@ -122,12 +152,12 @@ class GpuDevice:
                 return self._read(self._questions, reads_process_utilization)
             except self._nvml.NVMLError as error:
                 self._lose(error)
-        return GpuSample(self.index, self.uuid, self._name, self.problem)
+        return GpuSample(self.index, self.uuid, self._facts.name, self.problem)
 
     def _read(self, questions: Questions, reads_process_utilization: bool) -> GpuSample:
         questions.num_answers, questions.failure = 0, None
-        facts, mig = self._facts, self._mig
-        values = read_values(questions, facts)
+        mig = self._mig
+        values = read_values(questions, self._facts)
         if not questions.num_answers and questions.failure is not None:
             raise questions.failure  # it answers nothing at all
         processes = None
@@ -137,20 +167,11 @@ class GpuDevice:
         self.problem = None
         return GpuSample(
             index=self.index,
-            uuid=self.uuid,
-            name=self._name,
-            pci_bus_id=facts.pci_bus_id,
-            temperature_slowdown_c=facts.temperature_slowdown_c,
-            sm_clock_max_mhz=facts.sm_clock_max_mhz,
-            memory_clock_max_mhz=facts.memory_clock_max_mhz,
-            pcie_generation_max=facts.pcie_generation_max,
-            pcie_width_max=facts.pcie_width_max,
             pcie_rx_bytes_per_s=self._pcie_bytes_per_s.get("rx"),
             pcie_tx_bytes_per_s=self._pcie_bytes_per_s.get("tx"),
-            is_ecc_enabled=facts.is_ecc_enabled,
-            is_mig_enabled=facts.is_mig_enabled,
-            migs=mig.read() if mig is not None else (),
+            migs=mig.read(self._watched_parts) if mig is not None else (),
             processes=processes,
+            **self._values_of_facts,
             **values,
         )
 
@@ -165,7 +186,9 @@ class GpuDevice:
     def _lose(self, error: Any) -> None:
         if error.value in NVML_LOST:
             raise error
-        self.problem = describe_device_problem(error, self.index, self._name)
+        self.problem = describe_device_problem(
+            error, self.index, self._facts.name, self._facts.uuid or self._facts.pci_bus_id
+        )
         self._questions = None
         self._retry_at_s = monotonic() + RETRY_S
 

@@ -15,12 +15,16 @@ _SEARCH_S = 5.0
 
 
 class _Instance:
-    """One instance and what never changes about it."""
+    """One instance and what never changes about it.
+
+    Attributes:
+        uuid: None where it is not told.
+    """
 
     def __init__(self, index: int, questions: Questions, processes: ProcessReader) -> None:
         self._index = index
         self._questions = questions
-        self._uuid = questions.ask_text("nvmlDeviceGetUUID")
+        self.uuid = questions.ask_text("nvmlDeviceGetUUID")
         self._name = questions.ask_text("nvmlDeviceGetName")
         self._lister = ProcessLister(questions, processes)
 
@@ -28,7 +32,7 @@ class _Instance:
         """Return what the instance says now."""
         return MigSample(
             index=self._index,
-            uuid=self._uuid,
+            uuid=self.uuid,
             name=self._name,
             processes=self._lister.read(reads_utilization=False),
             **read_memory(self._questions),
@@ -49,8 +53,11 @@ class MigReader:
         self._instances: tuple[_Instance, ...] = ()
         self._search_at_s = 0.0
 
-    def read(self) -> tuple[MigSample, ...]:
+    def read(self, watched: frozenset[str] | None) -> tuple[MigSample, ...]:
         """Return what the instances say now, by index.
+
+        Args:
+            watched: UUIDs of those that are asked; None for all.
 
         Raises:
             NVMLError: The GPU or NVML as a whole is lost.
@@ -60,6 +67,8 @@ class MigReader:
             self._search_at_s = monotonic() + _SEARCH_S
         samples = []
         for instance in self._instances:
+            if watched is not None and instance.uuid not in watched:
+                continue
             try:
                 samples.append(instance.read())
             except self._questions.nvml.NVMLError as error:
@@ -67,6 +76,14 @@ class MigReader:
                     raise
                 self._search_at_s = 0.0  # it was destroyed
         return tuple(samples)
+
+    def find_uuids(self) -> tuple[str, ...]:
+        """Return the UUIDs of the instances there are.
+
+        Raises:
+            NVMLError: The GPU or NVML as a whole is lost.
+        """
+        return tuple(instance.uuid for instance in self._search() if instance.uuid is not None)
 
     def _search(self) -> tuple[_Instance, ...]:
         nvml, count = self._questions.nvml, self._questions.ask_number("nvmlDeviceGetMaxMigDeviceCount")

@@ -92,16 +92,17 @@ def describe_no_gpu(around: Surroundings) -> Problem:
     return Problem("no_gpu", "NVIDIA's driver works, but it has no GPU.", fix)
 
 
-def describe_device_problem(error: Any, index: int, name: str | None) -> Problem:
+def describe_device_problem(error: Any, index: int, name: str | None, address: str | None) -> Problem:
     """Return why one GPU can't be read while NVML works.
 
     Args:
         error: The NVMLError.
         index: Of the GPU.
         name: Of the GPU, where it is known.
+        address: Its UUID or PCI bus id: once NVML counts anew, its index may be another card's.
     """
     gpu = f"GPU {index} ({name})" if name else f"GPU {index}"
-    reset = f"End what uses it, this monitor too, and reset it: nvidia-smi --gpu-reset -i {index}"
+    reset = f"End what uses it, this monitor too, and reset it: nvidia-smi --gpu-reset -i {address or index}"
     if error.value == NvmlCode.RESET_REQUIRED:
         return Problem("gpu_lost", f"{gpu} has to be reset.", f"{reset}, or restart the machine.")
     if error.value in DEVICE_LOST or error.value == NvmlCode.UNKNOWN:

@@ -1,5 +1,6 @@
 """The processes that use a GPU (or a MIG instance), as the driver lists them, with what the system knows of them."""
 
+from collections.abc import Iterable
 from time import time
 from typing import Any
 
@@ -32,7 +33,7 @@ class ProcessLister:
     def __init__(self, questions: Questions, processes: ProcessReader) -> None:
         self._questions = questions
         self._processes = processes
-        self._utilization: dict[int, float | None] | None = None
+        self._utilization: dict[int, float | None] = {}
         self._utilization_since_us = 0
 
     def read(self, *, reads_utilization: bool) -> tuple[ProcessSample, ...] | None:
@@ -56,7 +57,7 @@ class ProcessLister:
                 known = memory.get(pid)
                 memory[pid] = max(used, known or 0) if used is not None else known  # both lists tell all of it
         if reads_utilization and kinds:
-            self._read_utilization()
+            self._read_utilization(kinds.keys())
         samples = [self._describe(pid, kinds[pid], memory[pid]) for pid in kinds]
         return tuple(sorted(samples, key=lambda sample: (-(sample.memory_used_bytes or 0), sample.pid)))
 
@@ -66,7 +67,7 @@ class ProcessLister:
             pid=pid,
             kind="+".join(sorted(kinds)),
             memory_used_bytes=memory_bytes,
-            sm_utilization_percent=None if self._utilization is None else self._utilization.get(pid, 0.0),
+            sm_utilization_percent=self._utilization.get(pid),
             user=facts.user,
             command=facts.command,
             is_visible=facts.is_visible,
@@ -74,21 +75,20 @@ class ProcessLister:
             container_id=facts.container_id,
         )
 
-    def _read_utilization(self) -> None:
-        """Ask which processes had kernels running since the last time; those that had none are not listed."""
+    def _read_utilization(self, pids: Iterable[int]) -> None:
+        """Ask which processes had kernels running since the last time; of those listed now, the others had none."""
         since_us = self._utilization_since_us or int((time() - _FIRST_PERIOD_S) * 1e6)
         questions = self._questions
         questions.failure = None
         samples = questions.ask("nvmlDeviceGetProcessUtilization", since_us)
         if samples is None:
             is_idle = questions.failure is not None and questions.failure.value == NvmlCode.NOT_FOUND
-            self._utilization = {} if is_idle else None
+            self._utilization = dict.fromkeys(pids, 0.0) if is_idle else {}
             return
-        newest = {int(sample.pid): sample for sample in sorted(samples, key=lambda sample: int(sample.timeStamp))}
-        # Drivers are known to tell figures without sense now and then.
-        self._utilization = {
-            pid: float(sample.smUtil) if sample.smUtil <= _ALL else None for pid, sample in newest.items()
-        }
+        self._utilization = dict.fromkeys(pids, 0.0)
+        for sample in sorted(samples, key=lambda sample: int(sample.timeStamp)):  # the newest counts
+            # Drivers are known to tell figures without sense now and then.
+            self._utilization[int(sample.pid)] = float(sample.smUtil) if sample.smUtil <= _ALL else None
         self._utilization_since_us = max((int(sample.timeStamp) for sample in samples), default=since_us)
 
 

@@ -530,6 +530,65 @@ def test_one_gpu_a_second_is_asked_how_busy_its_processes_keep_it(clock: Clock) 
     assert counts[-1] == 6
 
 
+def test_a_process_that_came_after_the_question_is_not_told_to_be_idle(clock: Clock) -> None:
+    nvml = make_nvml(read_scenario("h200"), [10])
+    nvml.gpus[0].set("nvmlDeviceGetProcessUtilization", {"error": real_nvml.NVML_ERROR_NOT_FOUND})
+    gpus = NvmlGpus((), nvml)
+
+    def read() -> dict[int, float | None]:
+        (sample,) = gpus.read(1).gpus
+        return {process.pid: process.sm_utilization_percent for process in sample.processes or ()}
+
+    assert read() == {10: 0}
+    nvml.gpus[0].calls["nvmlDeviceGetComputeRunningProcesses"][0] += [
+        {"pid": 11, "usedGpuMemory": 1, "gpuInstanceId": 0, "computeInstanceId": 0}
+    ]
+    clock.now_s += 0.5
+    assert read() == {10: 0, 11: None}
+    clock.now_s += 0.5
+    assert read() == {10: 0, 11: 0}
+
+
+def test_a_lost_gpu_is_to_be_reset_by_its_uuid(clock: Clock) -> None:
+    nvml = FakeNvml([make_gpu("rtx4090", 0), make_gpu("h200", 1)])
+    gpus = NvmlGpus((), nvml)
+    uuids = [gpu.uuid for gpu in gpus.read(1).gpus]
+    nvml.faults.append(Fault(LOST, gpu=1))
+
+    problem = gpus.read(1).gpus[1].problem
+
+    assert problem is not None
+    assert f"--gpu-reset -i {uuids[1]}." in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("selection", "instances"),
+    [
+        (("MIG-00000002-7777-6666-5555-444444444444",), [2]),
+        (("mig-00000000",), [0]),
+        (("MIG-00000000", "MIG-00000002"), [0, 2]),
+        (("MIG-00000000", "1"), [0, 2]),
+        (("1",), [0, 2]),
+    ],
+)
+def test_a_mig_instance_is_selected_by_its_uuid(selection: tuple[str, ...], instances: list[int], clock: Clock) -> None:
+    gpus = NvmlGpus(selection, FakeNvml([make_gpu("h200", 0), make_gpu("mig", 1)]))
+
+    for _ in range(3):
+        (gpu,) = gpus.read(1).gpus
+        assert (gpu.index, [mig.index for mig in gpu.migs]) == (1, instances)
+        clock.now_s += 6
+
+
+@pytest.mark.parametrize("wrong", ["MIG-1", "MIG-0000000", "MIG-", "00000002-7777"])
+def test_a_mig_instance_that_is_not_there_is_refused_with_those_that_are(wrong: str) -> None:
+    gpus = NvmlGpus((wrong,), FakeNvml([make_gpu("h200", 0), make_gpu("mig", 1)]))
+
+    with pytest.raises(ConfigError, match=f"--gpu {wrong}") as raised:
+        gpus.read(1)
+    assert "1 (MIG-00000002-7777-6666-5555-444444444444)" in str(raised.value)
+
+
 def test_a_process_that_is_here_has_user_and_command() -> None:
     nvml = make_nvml(read_scenario("h200"), [os.getpid(), 2**22 + 1])
 

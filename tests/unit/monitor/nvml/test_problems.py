@@ -95,7 +95,7 @@ def test_a_mismatch_is_told_without_versions_that_are_not_known() -> None:
     ("code", "kind", "words"),
     [
         (nvml.NVML_ERROR_GPU_IS_LOST, "gpu_lost", "dmesg"),
-        (nvml.NVML_ERROR_RESET_REQUIRED, "gpu_lost", "nvidia-smi --gpu-reset -i 3"),
+        (nvml.NVML_ERROR_RESET_REQUIRED, "gpu_lost", "nvidia-smi --gpu-reset -i GPU-1234"),
         (nvml.NVML_ERROR_GPU_NOT_FOUND, "gpu_lost", "dmesg"),
         (nvml.NVML_ERROR_UNKNOWN, "gpu_lost", "dmesg"),
         (nvml.NVML_ERROR_NO_PERMISSION, "no_permission", "/dev/nvidia*"),
@@ -104,12 +104,17 @@ def test_a_mismatch_is_told_without_versions_that_are_not_known() -> None:
     ],
 )
 def test_a_gpu_that_fails_is_named(code: int, kind: str, words: str) -> None:
-    problem = describe_device_problem(nvml.NVMLError(code), 3, "NVIDIA Thing")
+    problem = describe_device_problem(nvml.NVMLError(code), 3, "NVIDIA Thing", "GPU-1234")
 
     assert problem.kind == kind
     assert "GPU 3 (NVIDIA Thing)" in problem.found
     assert words in problem.fix
-    assert "None" not in describe_device_problem(nvml.NVMLError(code), 3, None).found
+    assert "None" not in describe_device_problem(nvml.NVMLError(code), 3, None, None).found
+
+
+def test_a_card_without_an_address_is_reset_by_its_index() -> None:
+    problem = describe_device_problem(nvml.NVMLError(nvml.NVML_ERROR_RESET_REQUIRED), 3, None, None)
+    assert "nvidia-smi --gpu-reset -i 3," in problem.fix
 
 
 def write(root: Path, path: str, text: str = "") -> None:
