@@ -30,6 +30,7 @@ _PARTIAL_KEPT_S = 3600.0
 """After that a file that is still being written belongs to a process that was killed there."""
 
 _MOST_BYTES = 65_536
+_FIRST_TOO_LARGE = 2**63
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe put there must not stop the reader
 
@@ -95,9 +96,16 @@ def registered(run_name: str, event_log: Path, output_dir: Path, notify: Notify)
         with held_signals():
             try:
                 file = _RunFile(run_name, event_log, output_dir)
-            except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
-                reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
-                notify(f"`dsft monitor` will not show this run, as no file of it can be written: {reason}.")
+            except OSError as error:
+                notify(
+                    f"`dsft monitor` will not show this run, as no file of it can be written into {live_runs_dir()}: "
+                    f"{describe_os_error(error)}. Let that be a folder of this user's alone, or choose another place "
+                    "by XDG_STATE_HOME."
+                )
+            except RuntimeError as error:  # the user has no home folder
+                notify(
+                    f"`dsft monitor` will not show this run: {error}. Choose a place for its file by XDG_STATE_HOME."
+                )
         yield
     finally:
         if file is not None:
@@ -242,6 +250,8 @@ def _parse(content: bytes) -> LiveRun | None:
         return None
     values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(LiveRun)}
     if not all(type(value) in _KINDS[name] for name, value in values.items()):
+        return None
+    if any(isinstance(value, int) and not 0 <= value < _FIRST_TOO_LARGE for value in values.values()):
         return None
     run = LiveRun(**values)
     paths = (run.event_log, run.output_dir)

@@ -5,12 +5,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back, and let the first that came take effect at the end.
+    """Hold Ctrl-C, SIGTERM and SIGHUP back, and let the first that came take effect at the end.
 
     For the import of large libraries: an exception in the middle of one is lost in a destructor, or ends the process
     where compiled code does not expect it. A signal mask would not do: it holds for one thread, and the handler runs

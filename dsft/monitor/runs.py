@@ -16,6 +16,10 @@ from dsft.monitor.sample import RunSample
 Value = TypeVar("Value", int, float, str)
 
 
+_FIRST_TOO_LARGE = 2**53
+"""Beyond it a figure has no sense, and may not even be one that can be drawn."""
+
+
 class LiveRuns:
     """Reads all runs.
 
@@ -183,7 +187,9 @@ def _parse_time_s(text: str) -> float:
 def _get(event: Event, key: str, kind: type[Value]) -> Value | None:
     """Return a value of an event, or None where it has none of that kind."""
     value = event.get(key)
-    if kind is float and type(value) is int and abs(value) < 2**53:
+    if isinstance(value, int) and abs(value) >= _FIRST_TOO_LARGE:
+        return None
+    if kind is float and type(value) is int:
         return kind(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         return None

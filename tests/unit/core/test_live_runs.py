@@ -294,6 +294,8 @@ def test_a_folder_that_can_t_be_written_is_told_once_and_stops_nothing(spoil: An
         pass
     [text] = told
     assert "dsft monitor" in text
+    assert str(live_runs_dir()) in text
+    assert "XDG_STATE_HOME" in text
     assert list(target.iterdir()) == []
 
 

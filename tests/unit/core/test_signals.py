@@ -45,3 +45,32 @@ def test_signals_come_through_again_afterwards():
         pass
     with pytest.raises(KeyboardInterrupt):
         interrupt()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_every_signal_that_ends_a_command_waits(number: signal.Signals):
+    reached = []
+
+    def end(*_: object) -> None:
+        reached.append("the signal")
+
+    before = signal.signal(number, end)
+    try:
+        with held_signals():
+            os.kill(os.getpid(), number)
+            sum(range(100_000))
+            reached.append("the end")
+        assert reached == ["the end", "the signal"]
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with held_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

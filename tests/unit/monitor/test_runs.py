@@ -331,6 +331,20 @@ def test_events_of_another_kind_are_no_failure_and_no_numbers(output: Path) -> N
     assert (sample.step, sample.loss, sample.eta_s, sample.epoch, sample.recent_losses) == (4, None, None, 1.0, ())
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), 2**53])
+def test_integers_without_sense_are_not_told(number: int, output: Path) -> None:
+    started = line("RunStarted", first_step=number, num_steps=number, predicted_memory_bytes=number, num_epochs=number)
+    step = line("StepDone", step=number, loss=number, eta_s=number, peak_memory_bytes=number, tok_per_s=number)
+    (output / "events.jsonl").write_text(started + step)
+
+    sample = look()
+
+    assert sample.stage == "training"
+    told = (sample.first_step, sample.num_steps, sample.predicted_memory_bytes, sample.num_epochs, sample.step)
+    told += (sample.loss, sample.eta_s, sample.peak_memory_bytes, sample.tok_per_s)
+    assert told == (None,) * 9
+
+
 def test_runs_that_end_are_gone_and_their_logs_closed(output: Path, tmp_path: Path) -> None:
     (output / "events.jsonl").write_text(line("RunStarted", first_step=0))
     runs = LiveRuns()
