@@ -125,6 +125,17 @@ class PlanChanged:
     """Peak of the whole device that is predicted for the smaller plan."""
 
 
+@dataclass(frozen=True)
+class RunEnded:
+    """The last line of a run's event log, for those who follow it; a process that was killed leaves none.
+
+    Attributes:
+        outcome: finished, stopped (by a signal) or failed.
+    """
+
+    outcome: str
+
+
 Event = (
     PlanChanged
     | Notice

@@ -58,28 +58,27 @@ def fit(
         inputs=inputs,
         facts={"template": setup.data.template.name, "model": setup.model_facts},
     )
-    recorder = RunRecorder(sink, folders.output_dir / EVENT_LOG, setup.num_steps, setup.run_plan.gpu_memory)
-    started_s = time.perf_counter()
-    try:
-        trainer = _train(setup, model, checkpoint, recorder)
-        recorder.tell(Phase("save the adapter"))
-        duration_s = time.perf_counter() - started_s
-        result = build_result(
-            setup, trainer, recorder, run_id=run_id, first_step=first_step_after(checkpoint), duration_s=duration_s
-        )
-        save_final_adapter(result, trainer, setup.tokenizer.tokenizer, folders)
-        return result
-    except DoesNotFitError as error:
-        raise DoesNotFitError(error.found, f"{error.fix} {_say_how_to_go_on(folders)}".strip()) from error
-    except Exception:
-        raise
-    except BaseException as stop:  # ended at once by a second signal: what is there to go on with?
-        way_on = _say_how_to_go_on(folders)
-        if way_on:
-            stop.add_note(way_on)
-        raise
-    finally:
-        recorder.close()
+    event_log = folders.output_dir / EVENT_LOG
+    with RunRecorder(sink, event_log, setup.num_steps, setup.run_plan.gpu_memory) as recorder:
+        started_s = time.perf_counter()
+        try:
+            trainer = _train(setup, model, checkpoint, recorder)
+            recorder.tell(Phase("save the adapter"))
+            duration_s = time.perf_counter() - started_s
+            result = build_result(
+                setup, trainer, recorder, run_id=run_id, first_step=first_step_after(checkpoint), duration_s=duration_s
+            )
+            save_final_adapter(result, trainer, setup.tokenizer.tokenizer, folders)
+            return result
+        except DoesNotFitError as error:
+            raise DoesNotFitError(error.found, f"{error.fix} {_say_how_to_go_on(folders)}".strip()) from error
+        except Exception:
+            raise
+        except BaseException as stop:  # ended at once by a second signal: what is there to go on with?
+            way_on = _say_how_to_go_on(folders)
+            if way_on:
+                stop.add_note(way_on)
+            raise
 
 
 def _say_how_to_go_on(folders: RunFolders) -> str:

@@ -4,10 +4,13 @@ import dataclasses
 import json
 import statistics
 from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
+from dsft.core.errors import RunInterrupted
 from dsft.core.gpu import GpuMemoryReader
 from dsft.core.memory.plan import describe_change
 from dsft.train.events import (
@@ -17,6 +20,7 @@ from dsft.train.events import (
     InterruptRequested,
     PlanChanged,
     PrepareProgress,
+    RunEnded,
     StepDone,
     Validated,
 )
@@ -49,20 +53,32 @@ class RunRecorder:
         self.history: list[dict[str, object]] = []
         self.peak_device_bytes: int | None = None
 
-    def close(self) -> None:
-        """Close the event log."""
-        self._log.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        is_stopped = isinstance(error, RunInterrupted) or not isinstance(error, Exception)
+        outcome = "finished" if error is None else "stopped" if is_stopped else "failed"
+        with suppress(OSError), self._log:  # the error that ends the run is the one to be told
+            self._write(RunEnded(outcome))
 
     def tell(self, event: Event) -> None:
         """Pass an event on, and append it to the log."""
         self._sink(event)
         if isinstance(event, PrepareProgress):
             return
-        line = {"event": type(event).__name__, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        self._log.write(json.dumps(to_plain(line | dataclasses.asdict(event)), allow_nan=False) + "\n")
-        self._log.flush()
+        record = self._write(event)
         if isinstance(event, CheckpointSaved | Validated | InterruptRequested | PlanChanged):
-            self.history.append(line | dataclasses.asdict(event))
+            self.history.append(record)
+
+    def _write(self, event: Event | RunEnded) -> dict[str, object]:
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record = {"event": type(event).__name__, "time": time} | dataclasses.asdict(event)
+        self._log.write(json.dumps(to_plain(record), allow_nan=False) + "\n")
+        self._log.flush()
+        return record
 
     def on_step(self, report: StepReport, *, validates_next: bool = False, saves_next: bool = False) -> None:
         """Record an optimizer step, and what comes before the next one."""
