@@ -11,7 +11,6 @@ from dsft.cli.errors import Terminated, report
 from dsft.cli.options import JsonOption, QuietOption
 from dsft.cli.output import Mode, Output
 from dsft.core.errors import ConfigError, DsftError, ExitCode
-from dsft.core.signals import held_signals
 from dsft.core.units import GIB
 from dsft.monitor.config import MonitorConfig
 
@@ -125,7 +124,7 @@ def _check_wait(config: MonitorConfig, free_gib: float, csv_file: Path | None) -
 
 
 def _watch(config: MonitorConfig, output: Output, csv_file: Path | None) -> None:
-    from dsft.cli.monitor_records import AlertTeller, make_sink
+    from dsft.cli.monitor_records import AlertTeller, make_sink, written_whole
     from dsft.cli.views.event_view import can_redraw
     from dsft.monitor.run import open_sampler, watch
 
@@ -142,7 +141,7 @@ def _watch(config: MonitorConfig, output: Output, csv_file: Path | None) -> None
             sinks.append(stack.enter_context(CsvLog(csv_file)).write)
 
         def sink(sample: "Sample") -> None:
-            with held_signals():  # a line or row that is begun is written to its end
+            with written_whole():
                 for take in sinks:
                     take(sample)
 

@@ -1,10 +1,13 @@
 """Samples where there is no live screen: a table for `--once`, lines, JSON objects; and what fires is told."""
 
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from dsft.cli.events import make_record
-from dsft.cli.output import Mode, Output
+from dsft.cli.output import Mode, Output, drop_unwritten
+from dsft.cli.terminal_writes import StalledError, held_while_written
 from dsft.monitor.config import MonitorConfig
 from dsft.monitor.sample import AlertSample, Problem, Sample
 
@@ -24,6 +27,17 @@ def make_sink(config: MonitorConfig, output: Output) -> Callable[[Sample], None]
     if config.is_once:
         return lambda sample: _show_once(sample, output)
     return lambda sample: _write_lines(sample, output)
+
+
+@contextmanager
+def written_whole() -> Iterator[None]:
+    """Have a line or row that is begun written to its end, as long as its reader takes it."""
+    with held_while_written():
+        try:
+            yield
+        except StalledError:  # the signal takes effect now, and nothing is to wait for this reader again
+            drop_unwritten(sys.stdout)
+            drop_unwritten(sys.stderr)
 
 
 class AlertTeller:

@@ -1,6 +1,5 @@
 """The live screen of `dsft monitor`: samples, keys and signals in one loop, and the terminal as it was afterwards."""
 
-import io
 import math
 import os
 import select
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -17,6 +17,7 @@ from rich.live import Live
 from dsft.cli.output import Output, discard_output, is_reader_gone
 from dsft.cli.terminal_keys import Keyboard, find_keyboard
 from dsft.cli.terminal_signals import SignalWatch
+from dsft.cli.terminal_writes import PatientFile, held_while_written
 from dsft.cli.views.ascii import AsciiFallback
 from dsft.cli.views.monitor.layout import draw_screen
 from dsft.cli.views.monitor.line import Rows
@@ -27,6 +28,9 @@ from dsft.monitor.sample import Sample
 from dsft.monitor.sampler import ReadsSamples
 
 _QUIT_KEYS = frozenset({"q", "escape"})
+
+_LEAVE_S = 0.4
+"""How long the terminal may take to take the last that is written to it."""
 
 
 def run_screen(
@@ -50,9 +54,9 @@ def run_screen(
     sample = sampler.read()
     on_sample(sample)
     with (
-        _written_whole(output.stdout),
+        _written_whole(output.stdout) as terminal,
         SignalWatch() as signals,
-        _Screen(output.stdout, config.interval_s, signals) as screen,
+        _Screen(output.stdout, terminal, config.interval_s, signals) as screen,
     ):
         screen.take(sample)
         while True:
@@ -73,16 +77,13 @@ def _next_due(started_s: float, config: MonitorConfig) -> float:
 
 
 @contextmanager
-def _written_whole(console: Console) -> Iterator[None]:
+def _written_whole(console: Console) -> Iterator[PatientFile]:
     """Have all of a frame written, also with PYTHONUNBUFFERED, where a signal cuts a write short without a word."""
     stream = console.file
-    if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer, io.RawIOBase):
-        yield
-        return
-    # With a buffer, which goes on after a signal.
-    console.file = os.fdopen(stream.fileno(), "w", encoding=stream.encoding, errors=stream.errors, closefd=False)
+    terminal = PatientFile(cast("TextIO", stream))
+    console.file = cast("TextIO", terminal)  # all of it that rich uses is there
     try:
-        yield
+        yield terminal
     finally:
         console.file = stream
 
@@ -92,12 +93,14 @@ class _Screen:
 
     Args:
         console: Where.
+        terminal: The console's file.
         interval_s: Time between samples.
         signals: Tells of another size and of stops.
     """
 
-    def __init__(self, console: Console, interval_s: float, signals: SignalWatch) -> None:
+    def __init__(self, console: Console, terminal: PatientFile, interval_s: float, signals: SignalWatch) -> None:
         self._console = console
+        self._terminal = terminal
         self._signals = signals
         self._keyboard: Keyboard = find_keyboard()
         self._state = MonitorState(interval_s, has_keys=self._keyboard.has_keys)
@@ -127,10 +130,12 @@ class _Screen:
 
     def take(self, sample: Sample) -> None:
         """Show a sample, and ring when an alert begins to fire with it."""
+        before = self._state.newest
         has_begun = self._state.take(sample)
         if has_begun:
             self._attempt(self._console.bell)
-        if not self._state.is_paused:
+        # Alerts go on while the figures stand still.
+        if not self._state.is_paused or before is None or before.alerts != sample.alerts:
             self._draw()
 
     def wait(self, due_s: float) -> bool:
@@ -176,8 +181,7 @@ class _Screen:
             self._signals.stop_process()
             self._enter()
         elif signal.SIGCONT in came:  # after a stop that could not be prepared for: the shell had the terminal
-            with held_signals():
-                self._attempt(self._live.stop)
+            self._attempt(self._live.stop)
             self._enter()
         if came:
             self._draw()
@@ -199,8 +203,8 @@ class _Screen:
 
     def _enter(self) -> None:
         self._keyboard.enter()
-        with held_signals():
-            self._attempt(self._live.start)
+        self._terminal.has_given_up = False
+        self._attempt(self._live.start)
 
     def _leave_whatever_comes(self) -> None:
         try:
@@ -212,14 +216,16 @@ class _Screen:
     def _leave(self) -> None:
         with held_signals():
             try:
-                self._attempt(self._live.stop)
+                self._attempt(self._live.stop, limit_s=_LEAVE_S)
             finally:
-                self._keyboard.leave()
+                self._terminal.restore_screen()
+                self._keyboard.leave(waits=not self._terminal.has_given_up)
 
-    def _attempt(self, write: Callable[[], None]) -> None:
-        """Write to the terminal; that it went away ends the screen and is no error."""
+    def _attempt(self, write: Callable[[], None], limit_s: float | None = None) -> None:
+        """Write to the terminal, whole if it is read; that it went away ends the screen and is no error."""
         try:
-            write()
+            with held_while_written(lambda: self._terminal.is_writing, limit_s=limit_s):
+                write()
         except OSError:
             if not is_reader_gone():
                 raise

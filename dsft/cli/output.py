@@ -137,7 +137,7 @@ class Output:
         except READER_GONE_ERRORS:
             raise
         except OSError:  # a full disk, say: what is told is not what was asked for, and its loss ends nothing
-            _drop_unwritten(self.stderr.file)
+            drop_unwritten(self.stderr.file)
 
 
 def to_json(value: object) -> str:
@@ -202,7 +202,7 @@ def _write_whole(text: str) -> None:
         rest = rest[num_written:]
 
 
-def _drop_unwritten(stream: Any) -> None:
+def drop_unwritten(stream: Any) -> None:
     """Forget what a stream could not write: every later flush, the interpreter's last one too, would fail on it."""
     with suppress(AttributeError, OSError, ValueError):  # not a real file
         descriptor = stream.fileno()

@@ -109,13 +109,17 @@ class Keyboard:
         except termios.error:  # it went away, or belongs to others for good: no keys, then
             self._descriptor = self._saved = None
 
-    def leave(self) -> None:
-        """Put the terminal's modes back; not from the background, where the modes are the shell's."""
+    def leave(self, *, waits: bool = True) -> None:
+        """Put the terminal's modes back; not from the background, where the modes are the shell's.
+
+        Args:
+            waits: Whether what is written is to come out first.
+        """
         if self._descriptor is None or self._saved is None:
             return
         if self._is_in_foreground():
             with suppress(termios.error):  # it went away
-                self._set(self._saved)
+                self._set(self._saved, termios.TCSADRAIN if waits else termios.TCSANOW)
         self._saved = None
 
     def read(self) -> list[str]:
@@ -144,12 +148,12 @@ class Keyboard:
         self._waits_until_s = None
         return self._parser.give_up()
 
-    def _set(self, modes: list[Any]) -> None:
+    def _set(self, modes: list[Any], when: int = termios.TCSADRAIN) -> None:
         if self._descriptor is None:
             return
         while True:
             try:
-                termios.tcsetattr(self._descriptor, termios.TCSADRAIN, modes)
+                termios.tcsetattr(self._descriptor, when, modes)
             except termios.error as error:
                 if error.args[0] != errno.EINTR:  # else a signal came, the one that ended a stop say
                     raise
@@ -159,10 +163,15 @@ class Keyboard:
     def _is_in_foreground(self) -> bool:
         if self._descriptor is None:
             return False
-        try:
-            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
-        except OSError:  # not the terminal that controls this process: it may be read any time
-            return True
+        return is_in_foreground(self._descriptor)
+
+
+def is_in_foreground(descriptor: int) -> bool:
+    """Return whether a terminal may be read and changed without this process being stopped for it."""
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:  # not the terminal that controls this process: that may be done any time
+        return True
 
 
 def find_keyboard() -> Keyboard:

@@ -235,6 +235,14 @@ def test_the_bell_rings_once_when_an_alert_begins(desk: Desk) -> None:
     assert "ALERT" in desk.emulator.lines[0]
 
 
+def test_an_alert_that_begins_in_a_pause_is_shown_at_once(desk: Desk) -> None:
+    desk.samples = [make_sample()] * 4 + [make_sample(alerts=(FIRED,))]
+    shown: list[str] = []
+    desk.on_read = {2: lambda: desk.type("p"), 8: lambda: (shown.append(desk.emulator.text), desk.type("q"))}
+    desk.run()
+    assert " paused " in shown[0] and shown[0].startswith(" ALERT")
+
+
 def test_another_size_is_drawn_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "70")  # what a shell exported once is not the size of the window
 
