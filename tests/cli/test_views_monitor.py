@@ -1,5 +1,6 @@
 """The monitor's screen at every size: what has to be on it, what must never be, and in which words."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from dsft.cli.views.monitor.layout import draw_screen, render_sample
 from dsft.cli.views.monitor.line import Rows
 from dsft.cli.views.monitor.state import MonitorState
 from dsft.core.units import GIB
+from dsft.monitor.alerts import judge, parse_alert
 from dsft.monitor.sample import HostSample, Sample
 from tests.cli.monitor_samples import (
     FIRED,
@@ -72,14 +74,14 @@ def test_all_that_matters_is_on_80_by_24() -> None:
     text = "\n".join(drawn)
     for words in (
         "GPU 0 NVIDIA GeForce RTX 4090", " P2 ",
-        "17.9 of 24.0 GiB  75 %", "97 %", "64 %", "412 of 450 W  92 %", "71 of 90 °C", "memory 84 °C", "fan 62 %",
+        "17.9 of 24.0 GiB  77 %", "97 %", "64 %", "412 of 450 W  92 %", "71 of 90 °C", "memory 84 °C", "fan 62 %",
         "SM 2520 of 3105 MHz", "memory 10501 MHz", "PCIe gen 4 ×8 of gen 4 ×16", "in 1.3 GiB/s", "out 33 MiB/s",
         "throttle ! power limit reached", "ECC 0 errors",
         "run results_deepseek · training", "deepseek-ai/deepseek-code", "PID 4000",
         "40 %  121/300  12 min 03 s left", "loss 1.0342 ↓ ", "2,331 tok/s", "peak 17.9 of 18.2 GiB predicted",
         "epoch 1.21 of 3", "validation 0.9500 (best 0.9400)",
         "processes · most memory first", "★ python -m dsft",
-        "12 % 32 CPUs", "33 % 41 of 126 GiB", "44 % 812 of 1832 GiB", "25 % 2.0 of 8.0 GiB", "load 3.2",
+        "12 % 32 CPUs", "37 % 41 of 126 GiB", "45 % 812 of 1832 GiB", "25 % 2.0 of 8.0 GiB", "load 3.2",
         "disk reads 1.2 MiB/s", "writes 3.4 KiB/s",
         "q quit  p pause  s sort  ↑↓ scroll  ? keys", "every 1 s · ",
     ):  # fmt: skip
@@ -89,7 +91,7 @@ def test_all_that_matters_is_on_80_by_24() -> None:
 
 def test_the_essentials_are_on_40_by_15() -> None:
     text = draw_text(MACHINES["one"], 40, 15)
-    for words in ("17.9/24.0 GiB  75 %", "97 %", "71 of 90 °C", "412 of 450 W", "! power limit reached",
+    for words in ("17.9/24.0 GiB  77 %", "97 %", "71 of 90 °C", "412 of 450 W", "! power limit reached",
                   "121/300  12 min 03 s left", "4000", "CPU 12 %", "q quit"):  # fmt: skip
         assert words in text, words
 
@@ -254,7 +256,7 @@ def test_a_runs_process_a_containers_and_one_of_others_are_told_apart() -> None:
     assert "★ python -m dsft train" in rows["4000"]
     assert "★" not in rows["4001"] and "python 数据/训练.py --名前 テスト" in rows["4001"]
     assert "1234 (37 in 3f2a9c…)" in rows["1234"]
-    assert "host PID 777, not visible from here" in rows["777"] and " N/A " in rows["777"]
+    assert "not visible from here (another container, or hidden)" in rows["777"] and " N/A " in rows["777"]
     assert "512 MiB" in rows["777"]
 
 
@@ -283,6 +285,23 @@ def test_what_is_out_of_sight_is_counted() -> None:
     assert "16 above" in draw_text(state) and "below" not in draw_text(state)
 
 
+def test_what_is_out_of_sight_is_counted_at_any_width_and_all_keys_are_there() -> None:
+    state = make_state(MACHINES["crowd"])
+    for scroll in (0, 5):
+        state.scroll = scroll
+        for width in range(20, 80):
+            drawn = draw(state, width, 15)
+            num_shown = sum(re.search(r"\b50[01]\d\b", row) is not None for row in drawn)
+            heading = next(row for row in drawn if row.startswith(("── processes", "processes", "+", "-")))
+            assert f"+{20 - scroll - num_shown}" in heading or f"{20 - scroll - num_shown} more below" in heading
+            assert f"-{scroll}" in heading or f"{scroll} above" in heading or not scroll
+    for width in range(36, 80):
+        keys = draw(state, width, 15)[-1].replace("quit", "").split()
+        assert {"q", "p", "s", "↑↓", "?"} <= set(keys), keys
+    assert draw(state, 28, 15)[-1].startswith("q quit  p  s  ?  ")
+    assert draw(state, 20, 15)[-1].startswith("q quit  ?  ")
+
+
 # Edges
 
 
@@ -298,6 +317,28 @@ def test_many_alerts_leave_room_for_the_rest() -> None:
     assert draw_text(MACHINES["alerts"]).count("ALERT") == 2 and "and 4 more" in draw_text(MACHINES["alerts"])
     small = draw(MACHINES["alerts"], 40, 6)
     assert small[0].strip().startswith("ALERT (and 5 more)")
+
+
+def test_a_banner_comes_and_goes_in_a_pause_while_the_figures_stand_still() -> None:
+    state = make_state(make_sample())
+    state.press("p", 0, 0)
+    state.take(make_sample(gpus=(make_gpu(temperature_c=85),), alerts=(FIRED,)))
+    text = draw_text(state)
+    assert text.startswith(" ALERT  GPU 0: vram is 76.6 %") and "71 of 90" in text
+    state.take(make_sample(gpus=(make_gpu(temperature_c=86),), alerts=(replace(FIRED, is_fired=False),)))
+    assert "ALERT" not in draw_text(state)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 30), (200, 50)])
+def test_bars_and_banner_tell_the_same_share(width: int, height: int) -> None:
+    gpu = make_gpu(memory_used_bytes=10 * GIB, memory_free_bytes=12 * GIB)  # the driver has the rest
+    sample = make_sample(gpus=(gpu,), runs=())
+    alerts = judge(map(parse_alert, ("vram>0", "ram>0", "disk>0", "swap>0")), sample)
+    text = draw_text(replace(sample, alerts=alerts[1:]), width, height)
+    shares = {alert.metric: alert.value for alert in alerts}
+    assert shares["vram"] == 50 and shares["disk"] == pytest.approx(100 * 812 / 1812)
+    for value in shares.values():
+        assert value is not None and f" {value:.0f} %" in text
 
 
 def test_the_footer_says_what_stands_still_and_how_to_leave() -> None:
@@ -326,7 +367,7 @@ def test_without_unicode_the_screen_is_ascii_of_the_same_width() -> None:
         assert all(line.isascii() for line in drawn)
         unicode = print_screen(MACHINES[machine], 80, 30).split("\n")
         assert [len(line) for line in drawn] == [cell_len(line) for line in unicode]
-    assert "75 %" in "\n".join(drawn) and "===" in "\n".join(drawn)
+    assert "77 %" in "\n".join(drawn) and "===" in "\n".join(drawn)
 
 
 def test_without_colour_the_words_are_the_same() -> None:

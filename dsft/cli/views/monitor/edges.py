@@ -1,11 +1,12 @@
 """What frames the monitor's screen: alerts that fire at the top, keys and time at the bottom, help in between."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from dsft.cli.views.monitor.line import Line, join_fitting, wrap_words
 from dsft.cli.views.monitor.plain_lines import describe_alert
 from dsft.cli.views.monitor.state import MonitorState
-from dsft.monitor.sample import Sample
+from dsft.monitor.sample import AlertSample, Sample
 
 ALERT_RANK = 90
 """Of the rows that alerts stand in; one less for how many more there are."""
@@ -16,7 +17,7 @@ _MAX_ALERTS = 3
 
 _KEYS = (
     ("q, Esc", "quit"),
-    ("p", "pause: the screen stands still; history, alerts and a CSV file go on"),
+    ("p", "pause: the figures stand still; history, alerts and a CSV file go on"),
     ("s", "sort the processes: by memory, PID, user, GPU, command"),
     ("↑ ↓", "scroll the processes by one; PgUp and PgDn by what the screen shows, Home and End to either end"),
     ("h, ?", "this help; any key leaves it"),
@@ -24,10 +25,16 @@ _KEYS = (
 )
 _KEY_WIDTH = 8
 
+_FOOTER_KEYS = (("q", "quit", 4), ("p", "pause", 2), ("s", "sort", 1), ("↑↓", "scroll", 0), ("?", "keys", 3))
+"""Keys, what they do in a word, and how much they are needed."""
 
-def draw_alerts(sample: Sample, width: int, most: int = _MAX_ALERTS) -> list[Line]:
+_MOST_NEEDED = 4
+_KEY_GAP = "  "
+
+
+def draw_alerts(alerts: Sequence[AlertSample], width: int, most: int = _MAX_ALERTS) -> list[Line]:
     """Draw a banner for each alert that fires, and how many more there are."""
-    fired = [alert for alert in sample.alerts if alert.is_fired]
+    fired = [alert for alert in alerts if alert.is_fired]
     shown = fired if len(fired) <= most else fired[: max(1, most - 1)]
     rows = [Line(f" ALERT  {describe_alert(alert)}", _ALERT_STYLE, ALERT_RANK) for alert in shown]
     if len(fired) > len(shown):
@@ -45,17 +52,28 @@ def draw_alerts(sample: Sample, width: int, most: int = _MAX_ALERTS) -> list[Lin
 def draw_footer(state: MonitorState, width: int) -> Line:
     """Draw keys, interval and the time of what is shown."""
     clock = Line(_format_clock(state.sample), "bold")
-    if state.has_keys:
-        words = (("q", "quit", 6), ("p", "pause", 4), ("s", "sort", 2), ("↑↓", "scroll", 1), ("?", "keys", 3))
-        fields = [(rank, Line(key, "bold").add(f" {word}", "dim")) for key, word, rank in words]
-    else:
-        fields = [(6, Line("Ctrl-C quits", "dim"))]
+    room = max(1, width - clock.width - 2)
+    fields = [(_MOST_NEEDED, Line("Ctrl-C quits", "dim"))]
     if state.is_paused:
-        fields.insert(0, (7, Line(" paused ", "bold reverse yellow")))
-    row = join_fitting(fields, max(1, width - clock.width - 2), rank=_FOOTER_RANK)
+        fields.insert(0, (_MOST_NEEDED + 1, Line(" paused ", "bold reverse yellow")))
+    if state.has_keys:
+        fields[-1:] = _list_keys(room - (fields[0][1].width + len(_KEY_GAP) if state.is_paused else 0))
+    row = join_fitting(fields, room, _KEY_GAP, rank=_FOOTER_RANK)
     interval = Line(f"every {state.interval_s:g} s · ", "dim")
     right = interval.join(clock) if row.width + interval.width + clock.width + 2 <= width else clock
     return row.fill(width - right.width).join(right).clip(width)
+
+
+def _list_keys(room: int) -> list[tuple[int, Line]]:
+    """Return the keys with their need, each with a word as long as there is room for all; the least needed lose it."""
+    for least_need in range(_MOST_NEEDED + 1):
+        fields = []
+        for key, word, need in _FOOTER_KEYS:
+            line = Line(key, "bold")
+            fields.append((need, line.add(f" {word}", "dim") if need >= least_need else line))
+        if sum(line.width for _, line in fields) + len(_KEY_GAP) * (len(fields) - 1) <= room:
+            break
+    return fields
 
 
 def draw_help(width: int) -> list[Line]:

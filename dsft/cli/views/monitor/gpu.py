@@ -15,8 +15,9 @@ from dsft.cli.views.monitor.gpu_facts import (
     name_mig,
 )
 from dsft.cli.views.monitor.line import Line, draw_heading, flow_lines, join_fitting, labelled, wrap_words
-from dsft.cli.views.monitor.state import GpuHistory, to_percent
+from dsft.cli.views.monitor.state import GpuHistory
 from dsft.monitor.sample import GpuSample, MigSample, Problem
+from dsft.monitor.shares import vram_percent
 
 CHARTS_WIDTH = 130
 """From this many columns on there is room for charts beside the figures."""
@@ -108,7 +109,7 @@ def _draw_migs(gpu: GpuSample, width: int) -> list[Line]:
 
 
 def _draw_mig(mig: MigSample, width: int) -> Line:
-    percent = to_percent(mig.memory_used_bytes, mig.memory_total_bytes)
+    percent = vram_percent(mig)
     figures = format_memory(mig.memory_used_bytes, mig.memory_total_bytes)
     name = Line(f"  {name_mig(mig)}", "cyan").fill(_MIG_NAME_WIDTH)
     bar_width = max(4, min(_MAX_MIG_BAR_WIDTH, width - name.width - _MIG_FIGURES_WIDTH - 8))

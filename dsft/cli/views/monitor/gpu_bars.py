@@ -10,6 +10,7 @@ from dsft.cli.views.monitor.line import Line, join_fitting, labelled
 from dsft.cli.views.monitor.state import GpuHistory, newest, to_percent
 from dsft.core.units import format_duration
 from dsft.monitor.sample import GpuSample
+from dsft.monitor.shares import vram_percent
 
 NARROW = 60
 """Below this many columns labels and figures are written shorter."""
@@ -101,7 +102,7 @@ def list_meters(gpu: GpuSample, history: GpuHistory, of: str) -> Iterator[Meter]
         history: Its last samples.
         of: Stands between a value and its limit.
     """
-    memory = to_percent(gpu.memory_used_bytes, gpu.memory_total_bytes)
+    memory = vram_percent(gpu)
     figures = format_memory(gpu.memory_used_bytes, gpu.memory_total_bytes, of)
     yield Meter("memory", "mem", memory, figures, level_style(memory), history.memory, rank=78)
     yield Meter("util", "util", gpu.gpu_utilization_percent, "", _UTIL_STYLE, history.util, rank=76)

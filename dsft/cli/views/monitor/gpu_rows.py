@@ -6,8 +6,8 @@ from dsft.cli.views.monitor.figures import format_figure, format_memory, format_
 from dsft.cli.views.monitor.gpu_facts import describe_ecc, describe_throttle, is_braked, name_mig
 from dsft.cli.views.monitor.line import Line, clip_text, join_fitting, printable
 from dsft.cli.views.monitor.plain_lines import MISSING
-from dsft.cli.views.monitor.state import to_percent
 from dsft.monitor.sample import GpuSample
+from dsft.monitor.shares import vram_percent
 
 _ROW_RANK, _SECOND_ROW_RANK, _BRAKE_RANK, _MIG_RANK = 80, 78, 75, 20
 _MAX_BAR_WIDTH, _MAX_NAME_WIDTH = 40, 30
@@ -87,7 +87,7 @@ def _draw_temperature(gpu: GpuSample) -> Line:
 
 
 def _fraction(gpu: GpuSample) -> float:
-    return (to_percent(gpu.memory_used_bytes, gpu.memory_total_bytes) or 0) / 100
+    return (vram_percent(gpu) or 0) / 100
 
 
 def _describe_trouble(gpu: GpuSample) -> Line:

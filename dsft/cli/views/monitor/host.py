@@ -5,9 +5,9 @@ import math
 from dsft.cli.views.monitor.figures import format_figure, format_memory, format_rate, level_style
 from dsft.cli.views.monitor.line import Line, draw_heading, flow_lines, join_fitting, labelled
 from dsft.cli.views.monitor.plain_lines import MISSING
-from dsft.cli.views.monitor.state import to_percent
 from dsft.core.units import GIB
 from dsft.monitor.sample import HostSample
+from dsft.monitor.shares import disk_percent, ram_percent, swap_percent
 
 _MIN_CELL_WIDTH, _CELL_GAP = 37, 3
 _LABEL_WIDTH, _PERCENT_WIDTH, _FIGURES_WIDTH = 5, 5, 16
@@ -46,17 +46,17 @@ def _list_meters(host: HostSample) -> list[tuple[str, float | None, str]]:
         cpu = f"{host.num_cpus} CPUs" if host.num_cpus != 1 else "1 CPU"
     meters = [
         ("CPU", host.cpu_percent, cpu),
-        _measure("RAM", host.memory_used_bytes, host.memory_total_bytes),
-        _measure("disk", host.disk_used_bytes, host.disk_total_bytes),
+        ("RAM", ram_percent(host), _format_memory(host.memory_used_bytes, host.memory_total_bytes)),
+        ("disk", disk_percent(host), _format_memory(host.disk_used_bytes, host.disk_total_bytes)),
     ]
     if host.swap_total_bytes == 0:
         return [*meters, ("swap", 0.0, "none")]
-    return [*meters, _measure("swap", host.swap_used_bytes, host.swap_total_bytes)]
+    return [*meters, ("swap", swap_percent(host), _format_memory(host.swap_used_bytes, host.swap_total_bytes))]
 
 
-def _measure(label: str, used_bytes: int | None, total_bytes: int | None) -> tuple[str, float | None, str]:
+def _format_memory(used_bytes: int | None, total_bytes: int | None) -> str:
     digits = 1 if total_bytes is None or total_bytes < _LARGE_BYTES else 0
-    return label, to_percent(used_bytes, total_bytes), format_memory(used_bytes, total_bytes, digits=digits)
+    return format_memory(used_bytes, total_bytes, digits=digits)
 
 
 def _draw_meter(label: str, percent: float | None, figures: str, width: int) -> Line:

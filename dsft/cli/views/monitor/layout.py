@@ -120,12 +120,14 @@ class _Parts:
         self.state = state
         self.sample = sample
         self.width = width
+        # An alert that begins while the figures stand still is told all the same.
+        self.alerts = (state.newest or sample).alerts
         self.processes = list_processes(sample, state.order)
         self._drawn: dict[object, list[Line]] = {}
 
     def above(self, plan: _Plan, num_more_rows: int = 0) -> list[Line]:
         """Return what stands above the processes: alerts, GPUs (charts by some rows higher), runs."""
-        alerts = self._once("alerts", lambda: draw_alerts(self.sample, self.width))
+        alerts = self._once("alerts", lambda: draw_alerts(self.alerts, self.width))
         return [*alerts, *self._draw_gpus(plan.gpus, num_more_rows), *self._draw_runs(is_full=plan.has_full_runs)]
 
     def below(self, plan: _Plan) -> list[Line]:
@@ -221,7 +223,7 @@ def _squeeze(parts: _Parts, height: int) -> Frame:
     scroll = min(parts.state.scroll, max(0, num_processes - 1))
     table = parts.draw_processes(min(1, num_processes), scroll)
     above = [line for line in parts.above(plan) if line.rank < ALERT_RANK - 1]
-    lines = [*draw_alerts(parts.sample, parts.width, most=1), *above, *table, *parts.below(plan)]
+    lines = [*draw_alerts(parts.alerts, parts.width, most=1), *above, *table, *parts.below(plan)]
     kept = _fit(lines, height)
     is_shown = num_processes > 0 and any(line is table[-1] for line in kept)
     return Frame(kept, num_processes, int(is_shown))

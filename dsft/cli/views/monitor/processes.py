@@ -46,15 +46,18 @@ def draw_process_heading(num_rows: int, num_shown: int, scroll: int, order: Sort
         width: Of the row.
     """
     title = Line("processes", "bold cyan")
-    if num_rows > 1:
-        title.add(f" · {order}", "dim")
-    parts = []
-    if scroll:
-        parts.append(f"{scroll} above")
-    below = num_rows - scroll - num_shown
-    if below > 0:
-        parts.append(f"{below} more below")
-    return draw_heading(title, width, Line(" · ".join(parts), "yellow") if parts else None, rank=_HEADING_RANK)
+    order_words = f" · {order}" if num_rows > 1 else ""
+    below = max(0, num_rows - scroll - num_shown)
+    long = " · ".join([*([f"{scroll} above"] if scroll else []), *([f"{below} more below"] if below else [])])
+    short = " ".join([*([f"-{scroll}"] if scroll else []), *([f"+{below}"] if below else [])])
+    # What is out of sight is told at any width; the order, which s shows, gives way to it.
+    for note, words in ((long, order_words), (short, order_words), (short, "")):
+        heading = draw_heading(
+            Line().join(title).add(words, "dim"), width, Line(note, "yellow") if note else None, rank=_HEADING_RANK
+        )
+        if note in heading.plain and (not words or words in heading.plain):
+            return heading
+    return Line(short, "yellow", _HEADING_RANK).clip(width) if short else heading
 
 
 def draw_process_table(
@@ -135,7 +138,7 @@ def _format_pid(process: ProcessSample) -> str:
 
 def _describe_command(process: ProcessSample, run_pids: set[int]) -> Line:
     if not process.is_visible:
-        return Line(f"host PID {process.pid}, not visible from here", "dim")
+        return Line("not visible from here (another container, or hidden)", "dim")
     line = Line()
     # A run's PID counts in its own container, so that only one outside of any is known to be the same process.
     if process.pid in run_pids and process.container_pid is None:

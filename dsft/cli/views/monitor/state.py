@@ -6,6 +6,7 @@ from enum import StrEnum
 from itertools import islice
 
 from dsft.monitor.sample import GpuSample, ProcessSample, Sample
+from dsft.monitor.shares import vram_percent
 
 HISTORY_LENGTH = 600
 """Samples of a GPU that are kept; more than the widest terminal has columns."""
@@ -32,7 +33,7 @@ class GpuHistory:
 
     def take(self, gpu: GpuSample) -> None:
         """Add a sample of the GPU."""
-        self.memory.append(to_percent(gpu.memory_used_bytes, gpu.memory_total_bytes))
+        self.memory.append(vram_percent(gpu))
         self.util.append(gpu.gpu_utilization_percent)
         self.bandwidth.append(gpu.memory_bandwidth_utilization_percent)
         self.power.append(to_percent(gpu.power_w, gpu.power_limit_w))
@@ -53,6 +54,7 @@ class MonitorState:
 
     Attributes:
         sample: What is shown; None before the first one.
+        newest: The last one taken, which is another while the screen stands still.
         order: What the processes are sorted by.
         scroll: How many processes are above the first one shown.
         is_paused: Whether the screen stands still. Samples go on being taken, for the history, alerts and a CSV file.
@@ -68,14 +70,14 @@ class MonitorState:
         self.scroll = 0
         self.is_paused = False
         self.shows_help = False
-        self._newest: Sample | None = None
+        self.newest: Sample | None = None
         self._histories: dict[str | int, GpuHistory] = {}
         self._shown_histories = self._histories
         self._fired: frozenset[tuple[str, int | None]] = frozenset()
 
     def take(self, sample: Sample) -> bool:
         """Take the newest sample, and return whether an alert began to fire with it."""
-        self._newest = sample
+        self.newest = sample
         for gpu in sample.gpus:
             self._histories.setdefault(_identify(gpu), GpuHistory()).take(gpu)
         if not self.is_paused:
@@ -141,7 +143,7 @@ class MonitorState:
             self._shown_histories = {key: history.copy() for key, history in self._histories.items()}
         else:
             self._shown_histories = self._histories
-            self.sample = self._newest
+            self.sample = self.newest
 
 
 def to_percent(part: float | None, whole: float | None) -> float | None:
