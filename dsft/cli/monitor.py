@@ -117,7 +117,12 @@ def monitor(
 def _check_wait(config: MonitorConfig, free_gib: float, csv_file: Path | None) -> None:
     if not 0 < free_gib * GIB < float("inf"):
         raise ConfigError(f"--wait-free is {free_gib:g}.", "Give GiB, more than 0, e.g. --wait-free 20.")
-    others = {"--once": config.is_once, "--alert": bool(config.alerts), "--csv": csv_file is not None}
+    others = {
+        "--once": config.is_once,
+        "--alert": bool(config.alerts),
+        "--csv": csv_file is not None,
+        "--no-cpu": not config.reads_host,
+    }
     for option, is_given in others.items():
         if is_given:
             raise ConfigError(f"--wait-free and {option} do not go together.", "Give one of them.")

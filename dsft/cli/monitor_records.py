@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from dsft.cli.events import make_record
 from dsft.cli.output import Mode, Output, drop_unwritten
 from dsft.cli.terminal_writes import StalledError, held_while_written
+from dsft.cli.views.monitor.fired import FiredAlerts
 from dsft.monitor.config import MonitorConfig
 from dsft.monitor.sample import AlertSample, Problem, Sample
-
-_Key = tuple[str, int | None]
-"""A limit and the GPU it is judged on."""
 
 _NUM_UNKNOWN = 2
 """After so many samples without a value that is told: the first look at a CPU never has one."""
@@ -54,30 +52,28 @@ class AlertTeller:
     def __init__(self, output: Output, *, is_silent: bool) -> None:
         self._output = output
         self._is_silent = is_silent
-        self._fired: set[_Key] = set()
-        self._num_unknown: Counter[_Key] = Counter()
+        self._fired = FiredAlerts()
+        self._num_unknown: Counter[tuple[str, int | None]] = Counter()
         self.has_fired = False
 
     def take(self, sample: Sample) -> None:
         """Look at a sample."""
         self.has_fired |= any(alert.is_fired for alert in sample.alerts)
-        if not self._is_silent:
-            for alert in sample.alerts:
-                self._tell(alert)
-
-    def _tell(self, alert: AlertSample) -> None:
+        if self._is_silent or not sample.alerts:
+            return
         from dsft.cli.views.monitor.plain_lines import describe_alert
 
-        key = (alert.alert, alert.gpu_index)
-        if alert.is_fired is None:  # what fired before is not over by that
-            self._num_unknown[key] += 1
-            if self._num_unknown[key] == _NUM_UNKNOWN:
+        changed = self._fired.take(sample.alerts)
+        for alert in sample.alerts:
+            if self._is_unknown(alert):
                 self._output.warn(describe_alert(alert))
-            return
-        self._num_unknown[key] = 0
-        if alert.is_fired != (key in self._fired):
-            self._output.alarm(describe_alert(alert), is_over=not alert.is_fired)
-            self._fired ^= {key}
+            if alert in changed:
+                self._output.alarm(describe_alert(alert), is_over=not alert.is_fired)
+
+    def _is_unknown(self, alert: AlertSample) -> bool:
+        key = (alert.alert, alert.gpu_index)
+        self._num_unknown[key] = 0 if alert.is_fired is not None else self._num_unknown[key] + 1
+        return self._num_unknown[key] == _NUM_UNKNOWN
 
 
 def _make_problem_teller(output: Output) -> Callable[[Sample], None]:
@@ -105,7 +101,8 @@ def _show_once(sample: Sample, output: Output) -> None:
 
 
 def _write_lines(sample: Sample, output: Output) -> None:
+    from dsft.cli.views.ascii import to_encodable
     from dsft.cli.views.monitor.plain_lines import format_sample
 
     for line in format_sample(sample):
-        output.write(line)
+        output.write(to_encodable(line, output.stdout.encoding))

@@ -1,6 +1,5 @@
 """The live screen of `dsft monitor`: samples, keys and signals in one loop, and the terminal as it was afterwards."""
 
-import math
 import os
 import select
 import signal
@@ -24,6 +23,7 @@ from dsft.cli.views.monitor.line import Rows
 from dsft.cli.views.monitor.state import MonitorState
 from dsft.core.signals import held_signals
 from dsft.monitor.config import MonitorConfig
+from dsft.monitor.run import Schedule
 from dsft.monitor.sample import Sample
 from dsft.monitor.sampler import ReadsSamples
 
@@ -50,7 +50,7 @@ def run_screen(
     Raises:
         ConfigError: A GPU that was asked for is not there.
     """
-    started_s = time.monotonic()
+    schedule = Schedule(config)
     sample = sampler.read()
     on_sample(sample)
     with (
@@ -60,20 +60,12 @@ def run_screen(
     ):
         screen.take(sample)
         while True:
-            due_s = _next_due(started_s, config)
-            is_over = config.duration_s is not None and due_s >= started_s + config.duration_s
-            if not screen.wait(due_s) or is_over:
+            goes_on = schedule.advance()
+            if not screen.wait(schedule.due_s) or not goes_on:
                 return sample
             sample = sampler.read()
             on_sample(sample)
             screen.take(sample)
-
-
-def _next_due(started_s: float, config: MonitorConfig) -> float:
-    """Return the next point of the grid, or the end; points that were missed, in a stop say, are left out."""
-    num_intervals = math.floor((time.monotonic() - started_s) / config.interval_s) + 1
-    next_s = num_intervals * config.interval_s
-    return started_s + (next_s if config.duration_s is None else min(next_s, config.duration_s))
 
 
 @contextmanager

@@ -19,6 +19,34 @@ _ROUNDING_S = 1e-6
 """3 times 0.7 s is a little less than 2.1 s; no further sample fits in between."""
 
 
+class Schedule:
+    """Points of a grid of times, at which samples are taken; those that are missed are left out.
+
+    Args:
+        config: Interval and duration.
+        clock: Monotonic clock in seconds; the first point is now.
+
+    Attributes:
+        due_s: The point that is next, or the end, on that clock.
+    """
+
+    def __init__(self, config: MonitorConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._num_intervals = 0
+        self._started_s = self.due_s = clock()
+
+    def advance(self) -> bool:
+        """Go to the next point; returns whether a sample is taken there, because the time is not over before it."""
+        num_passed = math.floor((self._clock() - self._started_s) / self._config.interval_s)
+        # Rounding can put the time just before the point it is: never the same one twice.
+        self._num_intervals = max(self._num_intervals, num_passed) + 1
+        next_s, duration_s = self._num_intervals * self._config.interval_s, self._config.duration_s
+        is_over = duration_s is not None and next_s >= duration_s - _ROUNDING_S
+        self.due_s = self._started_s + (duration_s if is_over and duration_s is not None else next_s)
+        return not is_over
+
+
 def open_sampler(config: MonitorConfig) -> Sampler:
     """Return what reads all that is asked for."""
     host = HostReader() if config.reads_host else None
@@ -50,20 +78,16 @@ def watch(
     Raises:
         ConfigError: A GPU that was asked for is not there.
     """
-    started_s = clock()
-    num_intervals = 0
+    schedule = Schedule(config, clock)
     while True:
         sample = sampler.read()
         sink(sample)
         if config.is_once:
             return sample
-        # Rounding can put the time just before the point it is: never the same one twice.
-        num_intervals = max(num_intervals, math.floor((clock() - started_s) / config.interval_s)) + 1
-        next_s = num_intervals * config.interval_s
-        if config.duration_s is not None and next_s >= config.duration_s - _ROUNDING_S:
-            sleep(max(0.0, started_s + config.duration_s - clock()))
+        goes_on = schedule.advance()
+        sleep(max(0.0, schedule.due_s - clock()))
+        if not goes_on:
             return sample
-        sleep(max(0.0, started_s + next_s - clock()))
 
 
 def find_problems(sample: Sample) -> tuple[Problem, ...]:

@@ -311,6 +311,7 @@ def test_an_alert_rings_a_terminal_s_bell_and_nothing_else_s(
         (("--wait-free", "20", "--once"), "--wait-free and --once"),
         (("--wait-free", "20", "--alert", "temp>1"), "--wait-free and --alert"),
         (("--wait-free", "20", "--csv", "x"), "--wait-free and --csv"),
+        (("--wait-free", "20", "--no-cpu"), "--wait-free and --no-cpu"),
         (("--onec",), "--onec"),
         (("0",), "unexpected extra argument"),
     ],
@@ -497,6 +498,13 @@ def test_a_reader_that_takes_one_line_ends_it_quietly(start: Any, args: tuple[st
     error = process.stderr.read()
     assert process.wait(timeout=30) == 0
     assert [line.partition(b":")[0] for line in error.splitlines()] == ([b"alert"] if "--alert" in args else [])
+
+
+def test_where_stdout_is_ascii_lines_have_lookalikes_and_no_escapes(start: Any) -> None:
+    process: Process = start(1, "--duration", "0.15", PYTHONIOENCODING="ascii")
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (0, b"")
+    assert b" GPU 0: memory 10.0 of 24.0 GiB | util 90 % | " in out and b"\\" not in out
 
 
 def test_ctrl_c_ends_a_wait(start: Any) -> None:

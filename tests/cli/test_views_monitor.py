@@ -55,8 +55,8 @@ def test_no_row_is_wider_than_the_terminal_and_all_its_rows_are_used(machine: st
         assert [(line.plain, cell_len(line.plain)) for line in lines if cell_len(line.plain) > width] == []
         assert [line.width for line in lines] == [cell_len(line.plain) for line in lines]
         assert len(lines) <= height
-        if (width, height) >= (40, 15) and not shows_help:
-            assert len(lines) == height
+        assert len(lines) == height
+        if width >= 15 and not shows_help:
             assert "quit" in lines[-1].plain
 
 
@@ -66,7 +66,7 @@ def test_every_size_in_between_fits_too(machine: str) -> None:
     for width in range(18, 132, 3):
         for height in range(4, 42, 5):
             lines = draw_screen(state, width, height).lines
-            assert len(lines) <= height and max(line.width for line in lines) <= width, (width, height)
+            assert len(lines) == height and max(line.width for line in lines) <= width, (width, height)
 
 
 def test_all_that_matters_is_on_80_by_24() -> None:
@@ -74,8 +74,8 @@ def test_all_that_matters_is_on_80_by_24() -> None:
     text = "\n".join(drawn)
     for words in (
         "GPU 0 NVIDIA GeForce RTX 4090", " P2 ",
-        "17.9 of 24.0 GiB  77 %", "97 %", "64 %", "412 of 450 W  92 %", "71 of 90 °C", "memory 84 °C", "fan 62 %",
-        "SM 2520 of 3105 MHz", "memory 10501 MHz", "PCIe gen 4 ×8 of gen 4 ×16", "in 1.3 GiB/s", "out 33 MiB/s",
+        "17.9 of 24.0 GiB  77 %", "97 %", "64 %", "412 of 450 W  92 %", "71 of 90 °C", "mem temp 84 °C", "fan 62 %",
+        "SM 2520 of 3105 MHz", "mem clock 10501 MHz", "PCIe gen 4 ×8 of gen 4 ×16", "in 1.3 GiB/s", "out 33 MiB/s",
         "throttle ! power limit reached", "ECC 0 errors",
         "run results_deepseek · training", "deepseek-ai/deepseek-code", "PID 4000",
         "40 %  121/300  12 min 03 s left", "loss 1.0342 ↓ ", "2,331 tok/s", "peak 17.9 of 18.2 GiB predicted",
@@ -141,8 +141,8 @@ def test_what_is_not_told_is_not_available_and_never_zero() -> None:
 
 def test_each_missing_figure_of_a_gpu_says_so() -> None:
     text = draw_text(MACHINES["silent"])
-    for words in ("state N/A", "SM N/A", "memory N/A", "PCIe N/A", "in N/A", "out N/A", "fan N/A", "throttle N/A",
-                  "ECC N/A", "processes N/A", "load N/A", "disk reads N/A"):  # fmt: skip
+    for words in ("state N/A", "SM N/A", "mem clock N/A", "mem temp N/A", "PCIe N/A", "in N/A", "out N/A", "fan N/A",
+                  "throttle N/A", "ECC N/A", "processes N/A", "load N/A", "disk reads N/A"):  # fmt: skip
         assert words in text, words
 
 

@@ -86,6 +86,11 @@ def test_an_alert_begins_once_and_once_more_after_it_was_over() -> None:
     assert begun == [False, True, False, False, False, False, False, True]
 
 
+def test_an_alert_is_not_over_because_its_gpu_is_not_there() -> None:
+    state = MonitorState(1.0)
+    assert [state.take(make_sample(alerts=alerts)) for alerts in ((FIRED,), (), (FIRED,))] == [True, False, False]
+
+
 def test_an_alert_on_another_gpu_is_another_one_and_begins_in_a_pause_too() -> None:
     state = MonitorState(1.0)
     assert state.take(make_sample(alerts=(FIRED,)))

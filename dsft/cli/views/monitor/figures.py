@@ -1,7 +1,9 @@
 """Figures of a sample in words, and the colours they are drawn in; what is not told is N/A, never 0."""
 
-from dsft.cli.views.monitor.plain_lines import MISSING
 from dsft.core.units import GIB
+
+MISSING = "N/A"
+"""Stands for what is not told."""
 
 _RATE_UNITS = ((GIB, "GiB/s"), (1024**2, "MiB/s"), (1024, "KiB/s"))
 _NEAR_SLOWDOWN_C = 10

@@ -1,8 +1,7 @@
 """What is told of a GPU beside its bars, as parts of a row: clocks, PCIe, fan, errors, what holds it back."""
 
-from dsft.cli.views.monitor.figures import format_figure, format_rate, format_share, heat_style
+from dsft.cli.views.monitor.figures import MISSING, format_figure, format_rate, format_share, heat_style
 from dsft.cli.views.monitor.line import Line, labelled, printable
-from dsft.cli.views.monitor.plain_lines import MISSING
 from dsft.monitor.sample import GpuSample, MigSample
 from dsft.monitor.throttle import explain_reasons
 
@@ -75,7 +74,7 @@ def describe_temperature(gpu: GpuSample) -> Line:
 def describe_heat(gpu: GpuSample) -> list[Line]:
     """Return what else tells of heat: the memory's temperature and the fan."""
     return [
-        labelled("memory", format_figure(gpu.memory_temperature_c, "°C")),
+        labelled("mem temp", format_figure(gpu.memory_temperature_c, "°C")),
         labelled("fan", format_figure(gpu.fan_percent, "%")),
     ]
 
@@ -86,7 +85,7 @@ def describe_clocks(gpu: GpuSample, *, is_short: bool = False) -> list[Line]:
     memory_max = None if is_short or gpu.memory_clock_mhz == gpu.memory_clock_max_mhz else gpu.memory_clock_max_mhz
     return [
         labelled("SM", format_share(gpu.sm_clock_mhz, sm_max, "MHz")),
-        labelled("memory", format_share(gpu.memory_clock_mhz, memory_max, "MHz")),
+        labelled("mem clock", format_share(gpu.memory_clock_mhz, memory_max, "MHz")),
     ]
 
 

@@ -2,10 +2,9 @@
 
 from rich.cells import cell_len
 
-from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share, heat_style, level_style
+from dsft.cli.views.monitor.figures import MISSING, format_figure, format_memory, format_share, heat_style, level_style
 from dsft.cli.views.monitor.gpu_facts import describe_ecc, describe_throttle, is_braked, name_mig
 from dsft.cli.views.monitor.line import Line, clip_text, join_fitting, printable
-from dsft.cli.views.monitor.plain_lines import MISSING
 from dsft.monitor.sample import GpuSample
 from dsft.monitor.shares import vram_percent
 

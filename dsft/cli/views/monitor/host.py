@@ -2,9 +2,8 @@
 
 import math
 
-from dsft.cli.views.monitor.figures import format_figure, format_memory, format_rate, level_style
+from dsft.cli.views.monitor.figures import MISSING, format_figure, format_memory, format_rate, level_style
 from dsft.cli.views.monitor.line import Line, draw_heading, flow_lines, join_fitting, labelled
-from dsft.cli.views.monitor.plain_lines import MISSING
 from dsft.core.units import GIB
 from dsft.monitor.sample import HostSample
 from dsft.monitor.shares import disk_percent, ram_percent, swap_percent

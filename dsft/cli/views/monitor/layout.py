@@ -226,7 +226,7 @@ def _squeeze(parts: _Parts, height: int) -> Frame:
     lines = [*draw_alerts(parts.alerts, parts.width, most=1), *above, *table, *parts.below(plan)]
     kept = _fit(lines, height)
     is_shown = num_processes > 0 and any(line is table[-1] for line in kept)
-    return Frame(kept, num_processes, int(is_shown))
+    return Frame([*kept, *[Line()] * (height - len(kept))], num_processes, int(is_shown))
 
 
 def _place(blocks: list[list[Line]], num_columns: int, width: int) -> list[Line]:

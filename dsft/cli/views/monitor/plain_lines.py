@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from datetime import datetime
 
+from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share
 from dsft.cli.views.monitor.line import printable
 from dsft.core.units import GIB, format_count, format_duration, format_gib
 from dsft.monitor.sample import AlertSample, GpuSample, HostSample, MigSample, RunSample, Sample
 from dsft.monitor.throttle import explain_reasons
-
-MISSING = "N/A"
-"""Stands for what is not told."""
 
 
 def format_sample(sample: Sample) -> Iterator[str]:
@@ -42,18 +40,18 @@ def _gpu_parts(gpu: GpuSample) -> Iterator[str]:
         return
     memory, *processes = _memory_and_processes(gpu)
     yield memory
-    yield f"util {_value(gpu.gpu_utilization_percent, '%')}"
-    yield f"bandwidth {_value(gpu.memory_bandwidth_utilization_percent, '%')}"
-    yield f"temp {_value(gpu.temperature_c, '°C')}"
-    yield f"power {_pair(gpu.power_w, gpu.power_limit_w, 1, 'W')}"
-    yield f"SM {_value(gpu.sm_clock_mhz, 'MHz')}"
+    yield f"util {format_figure(gpu.gpu_utilization_percent, '%')}"
+    yield f"bandwidth {format_figure(gpu.memory_bandwidth_utilization_percent, '%')}"
+    yield f"temp {format_figure(gpu.temperature_c, '°C')}"
+    yield f"power {format_share(gpu.power_w, gpu.power_limit_w, 'W')}"
+    yield f"SM {format_figure(gpu.sm_clock_mhz, 'MHz')}"
     if gpu.throttle_reasons:
         yield ", ".join(reason.words for reason in explain_reasons(gpu.throttle_reasons))
     yield from processes
 
 
 def _memory_and_processes(device: GpuSample | MigSample) -> Iterator[str]:
-    yield f"memory {_pair(device.memory_used_bytes, device.memory_total_bytes, GIB, 'GiB')}"
+    yield f"memory {format_memory(device.memory_used_bytes, device.memory_total_bytes)}"
     if device.processes is not None:
         num_processes = len(device.processes)
         yield f"{num_processes} {'process' if num_processes == 1 else 'processes'}"
@@ -76,17 +74,7 @@ def _run_parts(run: RunSample) -> Iterator[str]:
 
 
 def _host_parts(host: HostSample) -> Iterator[str]:
-    yield f"CPU {_value(host.cpu_percent, '%')}"
-    yield f"RAM {_pair(host.memory_used_bytes, host.memory_total_bytes, GIB, 'GiB')}"
-    yield f"swap {_pair(host.swap_used_bytes, host.swap_total_bytes, GIB, 'GiB')}"
-    yield f"disk {_pair(host.disk_used_bytes, host.disk_total_bytes, GIB, 'GiB')}"
-
-
-def _value(value: float | None, unit: str) -> str:
-    return MISSING if value is None else f"{value:.0f} {unit}"
-
-
-def _pair(part: float | None, whole: float | None, size: int, unit: str) -> str:
-    digits = 1 if size == GIB else 0
-    first, second = (MISSING if value is None else f"{value / size:.{digits}f}" for value in (part, whole))
-    return f"{first} of {second} {unit}"
+    yield f"CPU {format_figure(host.cpu_percent, '%')}"
+    yield f"RAM {format_memory(host.memory_used_bytes, host.memory_total_bytes)}"
+    yield f"swap {format_memory(host.swap_used_bytes, host.swap_total_bytes)}"
+    yield f"disk {format_memory(host.disk_used_bytes, host.disk_total_bytes)}"

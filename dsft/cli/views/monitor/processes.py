@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from dsft.cli.views.monitor.figures import format_figure, format_size
+from dsft.cli.views.monitor.figures import MISSING, format_figure, format_size
 from dsft.cli.views.monitor.line import Line, clip_text, draw_heading, printable
-from dsft.cli.views.monitor.plain_lines import MISSING
 from dsft.cli.views.monitor.state import SortOrder
 from dsft.monitor.sample import ProcessSample, RunSample, Sample
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import islice
 
+from dsft.cli.views.monitor.fired import FiredAlerts
 from dsft.monitor.sample import GpuSample, ProcessSample, Sample
 from dsft.monitor.shares import vram_percent
 
@@ -73,7 +74,7 @@ class MonitorState:
         self.newest: Sample | None = None
         self._histories: dict[str | int, GpuHistory] = {}
         self._shown_histories = self._histories
-        self._fired: frozenset[tuple[str, int | None]] = frozenset()
+        self._fired = FiredAlerts()
 
     def take(self, sample: Sample) -> bool:
         """Take the newest sample, and return whether an alert began to fire with it."""
@@ -82,16 +83,7 @@ class MonitorState:
             self._histories.setdefault(_identify(gpu), GpuHistory()).take(gpu)
         if not self.is_paused:
             self.sample = sample
-        fired = frozenset(
-            key
-            for alert in sample.alerts
-            for key in [(alert.alert, alert.gpu_index)]
-            # What can't be told for a moment has not ended.
-            if alert.is_fired or (alert.is_fired is None and key in self._fired)
-        )
-        has_begun = bool(fired - self._fired)
-        self._fired = fired
-        return has_begun
+        return any(alert.is_fired for alert in self._fired.take(sample.alerts))
 
     def history(self, gpu: GpuSample) -> GpuHistory:
         """Return the history of a GPU that goes with the sample shown."""
