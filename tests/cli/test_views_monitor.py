@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
+from dsft.cli.views.monitor.gpu import CHARTS_WIDTH, draw_gpu, draw_gpu_with_charts
 from dsft.cli.views.monitor.layout import draw_screen, render_sample
 from dsft.cli.views.monitor.line import Rows
 from dsft.cli.views.monitor.state import MonitorState
@@ -121,10 +122,31 @@ def test_many_gpus_have_a_row_each_on_a_small_terminal() -> None:
         assert words in text, words
 
 
+@pytest.mark.parametrize(("width", "has_bandwidth"), [(50, False), (66, False), (80, False), (100, True), (129, True)])
+def test_the_columns_of_many_gpus_have_names(width: int, has_bandwidth: bool) -> None:
+    header, first, *_ = draw(MACHINES["eight"], width, 20)
+    columns = {"memory": "17.9/24.0 GiB", "util": "97 %", "temp": "71 °C", "power": "412/450 W"}
+    assert header.startswith("GPU ") and ("bandwidth" in header) == has_bandwidth
+    for name, value in (columns | ({"bandwidth": "64 %"} if has_bandwidth else {})).items():
+        assert first[: header.index(name) + len(name)].endswith(value), name
+    if "throttle" in header:
+        assert first[header.index("throttle") :].startswith("! power")
+    assert "memory " not in draw(MACHINES["one"], width, 6)[0]
+
+
 def test_a_brake_has_a_row_of_its_own_where_there_is_no_room_beside() -> None:
     drawn = draw(MACHINES["four"], 50, 12)
     assert sum("/24.0 GiB" in row for row in drawn) == 4
     assert sum("! power limit reached" in row for row in drawn) == 1
+
+
+def test_figures_without_measure_stay_in_their_place() -> None:
+    gpu = make_gpu(memory_used_bytes=10**18, memory_total_bytes=10**19, power_w=10.0**15, power_limit_w=10.0**16)
+    history = make_state(make_sample()).history(gpu)
+    for width in (60, 80, 110, 130, 200):
+        assert all(row.width <= width for row in draw_gpu(gpu, history, width))
+        rows = draw_gpu_with_charts(gpu, history, 1.0, max(width, CHARTS_WIDTH))
+        assert all(row.width <= max(width, CHARTS_WIDTH) for row in rows)
 
 
 # What is told, and what is not
@@ -135,7 +157,7 @@ def test_what_is_not_told_is_not_available_and_never_zero() -> None:
         silent = make_state(make_sample(gpus=(SILENT_GPU,), host=None, runs=()), num_samples=1)
         gpu_rows = [row.partition(", last")[0] for row in draw(silent, width, height)[:-1] if "processes" not in row]
         assert any("N/A" in row for row in gpu_rows)
-        figures = " ".join(gpu_rows).replace("GPU 0", "").removeprefix(" 0 ")
+        figures = " ".join(gpu_rows).replace("GPU 0", "").lstrip().removeprefix("0 ")
         assert not any(character.isdigit() for character in figures), figures
 
 
@@ -392,4 +414,6 @@ def test_a_sample_by_itself_shows_all_processes_and_no_keys() -> None:
     assert isinstance(rows, Rows)
     text = "\n".join(line.plain for line in rows.lines)
     assert text.count("python job_") == 30
+    assert not any(character in "▁▂▃▄▅▆▇█" for row in rows.lines if "━" in row.plain for character in row.plain)
+    assert max(row.plain.count("━") for row in rows.lines) > 48
     assert "quit" not in text and "17.9 of 24.0 GiB" in text and "32 CPUs" in text

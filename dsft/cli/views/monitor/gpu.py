@@ -30,8 +30,8 @@ _HEADING_RANK, _FACTS_RANK, _THROTTLE_RANK, _BRAKE_RANK = 55, 42, 50, 75
 _MIG_NAME_WIDTH, _MIG_FIGURES_WIDTH, _MAX_MIG_BAR_WIDTH = 22, 18, 40
 
 
-def draw_gpu(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line]:
-    """Draw a GPU with a row for each figure."""
+def draw_gpu(gpu: GpuSample, history: GpuHistory | None, width: int) -> list[Line]:
+    """Draw a GPU with a row for each figure, and its history beside it where there is one."""
     return [_draw_heading(gpu, width), *_draw_figures(gpu, history, width), *_draw_migs(gpu, width)]
 
 
@@ -52,7 +52,7 @@ def draw_gpu_with_charts(
     figures = _draw_figures(gpu, history, _FIGURES_WIDTH) + [Line() for _ in range(num_more_rows)]
     room = _FIGURES_WIDTH + _CHART_GAP
     charts = draw_charts(gpu, history, interval_s, width - room, len(figures))
-    rows = [row.fill(room).join(chart) for row, chart in zip(figures, charts, strict=True)]
+    rows = [row.clip(_FIGURES_WIDTH).fill(room).join(chart) for row, chart in zip(figures, charts, strict=True)]
     return [_draw_heading(gpu, width), *rows, *_draw_migs(gpu, width)]
 
 
@@ -82,14 +82,14 @@ def _draw_heading(gpu: GpuSample, width: int) -> Line:
     return draw_heading(describe_name(gpu), width, describe_mode(gpu), rank=_HEADING_RANK)
 
 
-def _draw_figures(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line]:
+def _draw_figures(gpu: GpuSample, history: GpuHistory | None, width: int) -> list[Line]:
     if gpu.problem is not None:
         return draw_problem(gpu.problem, width)
     rows = draw_meters(gpu, history, width)
     is_narrow = width < NARROW
     facts = [*describe_clocks(gpu, is_short=is_narrow), *describe_pcie(gpu, is_short=is_narrow)]
     heat = flow_lines(describe_heat(gpu), width)
-    if len(heat) == 1 and has_spark_columns(width, heat[0].width):
+    if history is not None and len(heat) == 1 and has_spark_columns(width, heat[0].width):
         rows[-1].add("  ").join(heat[0])  # the temperature has no history in its row
     else:
         facts += describe_heat(gpu)

@@ -15,7 +15,9 @@ from dsft.monitor.shares import vram_percent
 NARROW = 60
 """Below this many columns labels and figures are written shorter."""
 
-_MAX_BAR_WIDTH = 48
+_MAX_BAR_WIDTH, _MAX_ALONE_WIDTH = 48, 96
+"""Of a bar with its history beside it, and of one without."""
+
 _PAIR_GAP = 3
 _MIN_SPARK_WIDTH = 8
 _PERCENT_WIDTH = 5
@@ -55,15 +57,15 @@ class _Columns:
     spark: int
 
 
-def draw_meters(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line]:
+def draw_meters(gpu: GpuSample, history: GpuHistory | None, width: int) -> list[Line]:
     """Draw memory, use, bandwidth, power and temperature, a row each."""
-    columns = _lay_out(width)
+    columns = _lay_out(width, has_history=history is not None)
     meters = list_meters(gpu, history, " of " if width >= NARROW else "/")
     return [_draw_meter(meter, columns, width) for meter in meters]
 
 
 def has_spark_columns(width: int, num_columns: int) -> bool:
-    """Return whether rows of meters leave so many columns at their right."""
+    """Return whether rows of meters with a history leave so many columns at their right."""
     return _lay_out(width).spark >= num_columns
 
 
@@ -94,14 +96,15 @@ def draw_charts(gpu: GpuSample, history: GpuHistory, interval_s: float, width: i
     ]
 
 
-def list_meters(gpu: GpuSample, history: GpuHistory, of: str) -> Iterator[Meter]:
+def list_meters(gpu: GpuSample, history: GpuHistory | None, of: str) -> Iterator[Meter]:
     """Give what a GPU has a limit for, memory and use first.
 
     Args:
         gpu: The GPU.
-        history: Its last samples.
+        history: Its last samples; None where there are none to be drawn.
         of: Stands between a value and its limit.
     """
+    history = history or GpuHistory()
     memory = vram_percent(gpu)
     figures = format_memory(gpu.memory_used_bytes, gpu.memory_total_bytes, of)
     yield Meter("memory", "mem", memory, figures, level_style(memory), history.memory, rank=78)
@@ -117,11 +120,13 @@ def list_meters(gpu: GpuSample, history: GpuHistory, of: str) -> Iterator[Meter]
     yield Meter("temp", "temp", heat, figures, style, shows_percent=False, rank=74)
 
 
-def _lay_out(width: int) -> _Columns:
+def _lay_out(width: int, *, has_history: bool = True) -> _Columns:
     label, figures = (11, 18) if width >= NARROW else (6, 13)
     room = width - label - figures - _PERCENT_WIDTH - 2
     if width < NARROW:
         return _Columns(label, max(0, room), figures, 0)
+    if not has_history:
+        return _Columns(label, min(_MAX_ALONE_WIDTH, max(0, room)), figures, 0)
     bar = min(_MAX_BAR_WIDTH, room // 2)
     spark = room - bar - 2
     return _Columns(label, bar, figures, spark if spark >= _MIN_SPARK_WIDTH else 0)
@@ -141,7 +146,7 @@ def _draw_meter(meter: Meter, columns: _Columns, width: int) -> Line:
     row = join_fitting([field for field in fields if field[1].width], width, gap=" ", rank=meter.rank)
     if columns.spark and meter.values is not None:
         row.add("  ").add(_draw_spark(meter, columns.spark), meter.style)
-    return row
+    return row.clip(width)
 
 
 def _draw_short(meter: Meter) -> Line:

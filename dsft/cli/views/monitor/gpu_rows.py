@@ -8,23 +8,27 @@ from dsft.cli.views.monitor.line import Line, clip_text, join_fitting, printable
 from dsft.monitor.sample import GpuSample
 from dsft.monitor.shares import vram_percent
 
-_ROW_RANK, _SECOND_ROW_RANK, _BRAKE_RANK, _MIG_RANK = 80, 78, 75, 20
+_ROW_RANK, _SECOND_ROW_RANK, _BRAKE_RANK, _HEADER_RANK, _MIG_RANK = 80, 78, 75, 30, 20
 _MAX_BAR_WIDTH, _MAX_NAME_WIDTH = 40, 30
 _MIN_BAR_WIDTH, _MIN_NAME_WIDTH = 4, 6
-_FIGURES_WIDTH = 44
-"""Of the columns beside bar, name and what holds a GPU back."""
+_FIGURES_WIDTH = 45
+"""Of the columns beside bar, name, bandwidth and what holds a GPU back."""
+
+_INDEX_WIDTH, _MEMORY_WIDTH, _UTIL_WIDTH, _BANDWIDTH_WIDTH, _TEMPERATURE_WIDTH, _POWER_WIDTH = 3, 13, 5, 9, 5, 9
+_BANDWIDTH_FROM = 100
+"""From this many columns on there is room for the use of the memory's bandwidth."""
 
 _THROTTLE_WIDTH = 22
 _VENDOR = "NVIDIA "
 
 
 def draw_gpu_rows(gpus: tuple[GpuSample, ...], width: int) -> list[Line]:
-    """Draw a row for each GPU, its brake in a row below where there is no room beside it."""
-    room = width - _FIGURES_WIDTH - _THROTTLE_WIDTH
+    """Draw a row for each GPU, its brake in a row below where there is no room beside it; names above, of several."""
+    room = width - _FIGURES_WIDTH - _THROTTLE_WIDTH - (_BANDWIDTH_WIDTH + 2 if width >= _BANDWIDTH_FROM else 0)
     longest = max((cell_len(_short_name(gpu)) for gpu in gpus), default=0)
     name_width = min(_MAX_NAME_WIDTH, max(_MIN_NAME_WIDTH, room // 2), longest)
     bar_width = max(_MIN_BAR_WIDTH, min(_MAX_BAR_WIDTH, room - name_width - 2))
-    rows = []
+    rows = [_draw_header(name_width, bar_width, width)] if len(gpus) > 1 and width >= _FIGURES_WIDTH else []
     for gpu in gpus:
         rows += _draw_gpu(gpu, name_width, bar_width, width)
         for mig in gpu.migs:
@@ -35,25 +39,48 @@ def draw_gpu_rows(gpus: tuple[GpuSample, ...], width: int) -> list[Line]:
 
 
 def _draw_gpu(gpu: GpuSample, name_width: int, bar_width: int, width: int) -> list[Line]:
-    index = Line(f"{gpu.index:>2}", "bold cyan")
+    index = Line(f"{gpu.index:>{_INDEX_WIDTH}}", "bold cyan")
     name = Line(clip_text(_short_name(gpu), name_width)).fill(name_width)
     if gpu.problem is not None:
         problem = Line(printable(gpu.problem.found), "bold red")
         row = Line(rank=_ROW_RANK).join(index).add(" ").join(name).add("  ").join(problem)
         return [row.clip(width)]
-    is_wide = width >= _FIGURES_WIDTH + _THROTTLE_WIDTH
     if width < _FIGURES_WIDTH:
         rows = _draw_in_two_rows(gpu, index, width)
     else:
         bar = Line().add_bar(_fraction(gpu), bar_width, level_style(100 * _fraction(gpu)))
-        fields = [(3, index), (1, name), (0, bar), *((2, figure) for figure in _list_figures(gpu))]
-        rows = [join_fitting(fields, width, gap="  " if is_wide else " ", rank=_ROW_RANK)]
+        rows = [_join(index, name, bar, _list_figures(gpu, width), width)]
     trouble = _describe_trouble(gpu)
-    if is_wide:
+    if _is_wide(width):
         rows[0].add("  ").join(trouble).clip(width)
     elif is_braked(gpu) or gpu.ecc_uncorrected_errors:
-        rows.append(Line("   ", rank=_BRAKE_RANK).join(trouble).clip(width))
+        rows.append(Line(" " * (_INDEX_WIDTH + 1), rank=_BRAKE_RANK).join(trouble).clip(width))
     return rows
+
+
+def _draw_header(name_width: int, bar_width: int, width: int) -> Line:
+    figures = [
+        Line(f"{'memory':>{_MEMORY_WIDTH}}"),
+        Line(f"{'util':>{_UTIL_WIDTH}}"),
+        *([Line(f"{'bandwidth':>{_BANDWIDTH_WIDTH}}")] if width >= _BANDWIDTH_FROM else []),
+        Line(f"{'temp':>{_TEMPERATURE_WIDTH}}"),
+        Line(f"{'power':>{_POWER_WIDTH}}"),
+    ]
+    row = _join(Line("GPU"), Line(" " * name_width), Line(" " * bar_width), figures, width)
+    if _is_wide(width):
+        row.add("  throttle").clip(width)
+    row.parts = [(row.plain, "dim")]
+    row.rank = _HEADER_RANK
+    return row
+
+
+def _join(index: Line, name: Line, bar: Line, figures: list[Line], width: int) -> Line:
+    fields = [(3, index), (1, name), (0, bar), *((2, figure) for figure in figures)]
+    return join_fitting(fields, width, gap="  " if _is_wide(width) else " ", rank=_ROW_RANK)
+
+
+def _is_wide(width: int) -> bool:
+    return width >= _FIGURES_WIDTH + _THROTTLE_WIDTH
 
 
 def _draw_in_two_rows(gpu: GpuSample, index: Line, width: int) -> list[Line]:
@@ -70,19 +97,21 @@ def _draw_in_two_rows(gpu: GpuSample, index: Line, width: int) -> list[Line]:
     return [first, join_fitting(figures, width, gap=" ", rank=_SECOND_ROW_RANK)]
 
 
-def _list_figures(gpu: GpuSample) -> list[Line]:
+def _list_figures(gpu: GpuSample, width: int) -> list[Line]:
     memory = format_memory(gpu.memory_used_bytes, gpu.memory_total_bytes, "/")
+    bandwidth = format_figure(gpu.memory_bandwidth_utilization_percent, "%")
     return [
-        Line(f"{memory:>13}", "bold"),
-        Line(f"{format_figure(gpu.gpu_utilization_percent, '%'):>5}", "cyan"),
+        Line(f"{memory:>{_MEMORY_WIDTH}}", "bold"),
+        Line(f"{format_figure(gpu.gpu_utilization_percent, '%'):>{_UTIL_WIDTH}}", "cyan"),
+        *([Line(f"{bandwidth:>{_BANDWIDTH_WIDTH}}", "cyan")] if width >= _BANDWIDTH_FROM else []),
         _draw_temperature(gpu),
-        Line(f"{format_share(gpu.power_w, gpu.power_limit_w, 'W', '/'):>9}"),
+        Line(f"{format_share(gpu.power_w, gpu.power_limit_w, 'W', '/'):>{_POWER_WIDTH}}"),
     ]
 
 
 def _draw_temperature(gpu: GpuSample) -> Line:
     style = heat_style(gpu.temperature_c, gpu.temperature_slowdown_c)
-    return Line(f"{format_figure(gpu.temperature_c, '°C'):>5}", style)
+    return Line(f"{format_figure(gpu.temperature_c, '°C'):>{_TEMPERATURE_WIDTH}}", style)
 
 
 def _fraction(gpu: GpuSample) -> float:

@@ -107,7 +107,7 @@ def render_sample(sample: Sample, width: int) -> RenderableType:
     """Draw a sample by itself, as high as it gets: without histories, keys and time."""
     state = MonitorState(interval_s=1.0, has_keys=False)
     state.take(sample)
-    parts = _Parts(state, sample, width)
+    parts = _Parts(state, sample, width, has_histories=False)
     num_processes = len(parts.processes)
     plan = _Plan(GpuForm.ROWS, True, True, num_processes)
     return Rows([*parts.above(plan), *parts.draw_processes(num_processes), *parts.below(plan)])
@@ -116,8 +116,9 @@ def render_sample(sample: Sample, width: int) -> RenderableType:
 class _Parts:
     """The parts of a screen in all their forms, each drawn at most once."""
 
-    def __init__(self, state: MonitorState, sample: Sample, width: int) -> None:
+    def __init__(self, state: MonitorState, sample: Sample, width: int, *, has_histories: bool = True) -> None:
         self.state = state
+        self._has_histories = has_histories
         self.sample = sample
         self.width = width
         # An alert that begins while the figures stand still is told all the same.
@@ -181,7 +182,9 @@ class _Parts:
             history = self.state.history(gpu)
             if form is GpuForm.CHARTS:
                 return draw_gpu_with_charts(gpu, history, self.state.interval_s, width, num_more_rows)
-            return draw_gpu(gpu, history, width) if form is GpuForm.ROWS else draw_dense_gpu(gpu, history, width)
+            if form is GpuForm.DENSE:
+                return draw_dense_gpu(gpu, history, width)
+            return draw_gpu(gpu, history if self._has_histories else None, width)
 
         return [draw(gpu) for gpu in self.sample.gpus]
 
