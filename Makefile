@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
+TEST_PROCESSES ?= 2
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help demo check test test-all build clean
@@ -34,8 +35,9 @@ check: $(VENV)/.ready ## lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Each process takes a part of the tests in their order, so that a file's fixtures are mostly made once.
 test: check ## check and the fast tests: what CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 test-all: check ## the long tests too
 	$(BIN)/python -m pytest -m "not gpu or gpu"
