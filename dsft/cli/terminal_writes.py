@@ -69,7 +69,7 @@ def held_while_written(can_end: Callable[[], bool] = lambda: True, *, limit_s: f
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in handlers.items():
-            if number in heeded or number == signal.SIGALRM:
+            if number in heeded or (number == signal.SIGALRM and handler is not None):
                 signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
