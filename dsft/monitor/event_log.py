@@ -21,6 +21,7 @@ _BLOCK_BYTES = 256 * 1024
 _LONGEST_LINE_BYTES = 1024 * 1024
 _KIND_PREFIX = b'{"event": "'
 _STARTED = _KIND_PREFIX + b'RunStarted"'
+_ENDED = _KIND_PREFIX + b'RunEnded"'
 _IS_BEST = b'"is_best": true'
 
 
@@ -134,14 +135,25 @@ def _choose(lines: Iterator[bytes], since_s: float) -> list[Event]:
             has_best |= is_best
             chosen.append(line)
     else:
-        return []
+        return _choose_end(chosen, since_s)
     started = _parse(chosen[-1])
     started_s = read_time_s(started) if started is not None else None
     if started is None or started_s is None or started_s < since_s:
-        return []
+        return _choose_end(chosen, since_s)
     if not has_best and started.get("first_step"):
         chosen += next(([line] for line in lines if _is_best(line)), [])
     return [event for line in reversed(chosen) if (event := _parse(line)) is not None]
+
+
+def _choose_end(lines: list[bytes], since_s: float) -> list[Event]:
+    """Return the end of a run that failed before its first step; what stands before it is an earlier run's.
+
+    Args:
+        lines: The newest first.
+        since_s: When the run was begun.
+    """
+    newest = _parse(lines[0]) if lines and lines[0].startswith(_ENDED) else None
+    return [newest] if newest is not None and (read_time_s(newest) or 0.0) >= since_s else []
 
 
 def _lines_backwards(file: int, end: int) -> Iterator[bytes]:

@@ -172,7 +172,7 @@ class HostSample:
 
 @dataclass(frozen=True)
 class RunSample:
-    """A `dsft train` that is going on, as its event log tells it.
+    """A `dsft train` that is going on or has ended under the monitor's eyes, as its event log tells it.
 
     Attributes:
         pid: Its process, in the PID namespace it runs in.
@@ -183,10 +183,15 @@ class RunSample:
         first_step: Step this process went on from.
         loss: Of the newest step, mean cross-entropy per target token in nats.
         recent_losses: Of the newest steps, oldest first.
-        eta_s: Seconds left when the newest step was done, less what has passed since.
+        tok_per_s: Over the last steps; None where the run is overdue or has ended.
+        eta_s: Seconds left when the newest step was done, less what has passed since; None like `tok_per_s`.
         predicted_memory_bytes: Peak of the whole device that was predicted for the plan in force; None on a CPU.
         peak_memory_bytes: The most the whole device had in use at the end of a step under that plan.
-        last_event_age_s: Seconds since it last told anything.
+        last_event_age_s: Seconds since it last told anything; None where the run has ended.
+        is_overdue: Whether that is longer than the next step, or what else it does, should take.
+        outcome: None while it goes on; finished, stopped (by a signal), failed; killed where it has told no end; or
+            unknown where its event log has nothing of it, or can't be read.
+        ended: When it last told anything, ISO 8601, or when it was missed; None while it goes on.
     """
 
     pid: int
@@ -211,6 +216,9 @@ class RunSample:
     predicted_memory_bytes: int | None = None
     peak_memory_bytes: int | None = None
     last_event_age_s: float | None = None
+    is_overdue: bool = False
+    outcome: str | None = None
+    ended: str | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +253,7 @@ class Sample:
         driver: None where NVML does not answer.
         gpus: By index.
         host: None where it was not asked for.
-        runs: Training runs that are going on on this machine, oldest first.
+        runs: Training runs that are going on on this machine, oldest first, then those that ended lately, newest first.
         alerts: Every limit that was asked for, on every GPU it is judged on.
     """
 

@@ -4,14 +4,18 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dsft.core.errors import RunInterrupted
 from dsft.core.gpu import GpuMemory
 from dsft.core.live_runs import registered
 from dsft.core.memory.plan import ExecutionPlan
@@ -137,8 +141,10 @@ def test_a_run_from_its_beginning_to_its_end_followed_and_opened_anew(output: Pa
     recorder.tell(InterruptRequested("SIGTERM"))
     see("stopping")
     recorder.on_checkpoint(4, output / "checkpoint-4")
-    see("stopping")
-    recorder.close()
+    see("stopping", outcome=None, ended=None)
+    with pytest.raises(RunInterrupted), recorder:
+        raise RunInterrupted("SIGTERM", "checkpoint-4", 4)
+    see("stopping", outcome="stopped", step=4, loss=2.6, eta_s=None, tok_per_s=None)
 
 
 def test_the_final_adapter_and_a_cpu(output: Path) -> None:
@@ -149,7 +155,8 @@ def test_the_final_adapter_and_a_cpu(output: Path) -> None:
     recorder.tell(Phase("save the adapter"))
     sample = look()
     assert (sample.stage, sample.peak_memory_bytes, sample.predicted_memory_bytes) == ("saving", None, None)
-    recorder.close()
+    with recorder:
+        pass
 
 
 def test_every_field_that_is_read_is_one_that_train_writes(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +176,20 @@ def test_every_field_that_is_read_is_one_that_train_writes(output: Path, monkeyp
     recorder.on_validation(ValidationReport(1, 3.5, 300, True, 0.1))
     recorder.on_checkpoint(1, output)
     recorder.on_plan_change(PlanChange(2, PLAN, PLAN, "out of memory"), 1)
-    recorder.close()
+    with recorder:
+        pass
     look()
     assert set(used) == {
-        *("RunStarted", "Phase", "InterruptRequested", "StepDone", "Validated", "CheckpointSaved", "PlanChanged")
+        *(
+            "RunStarted",
+            "Phase",
+            "InterruptRequested",
+            "StepDone",
+            "Validated",
+            "CheckpointSaved",
+            "PlanChanged",
+            "RunEnded",
+        )
     }
     assert len(used["StepDone"]) > 8 and len(used["RunStarted"]) > 5 and len(used["Validated"]) > 2
     for kind, keys in used.items():
@@ -305,15 +322,47 @@ def test_a_log_that_is_replaced_or_cut_is_read_anew(output: Path) -> None:
     assert look(runs).recent_losses == (0.5,)
 
 
-def test_time_left_counts_down_from_the_last_step(output: Path) -> None:
+def test_time_left_counts_down_from_the_last_step_until_the_run_is_overdue(output: Path) -> None:
     now = datetime.now(UTC)
-    text = line("RunStarted", now, first_step=0) + line("StepDone", now, step=1, loss=1.0, eta_s=20.0)
+    steps = line("StepDone", now, step=1, loss=1.0, eta_s=20.0, tok_per_s=900.0, step_s=5.0)
+    text = line("RunStarted", now, first_step=0) + steps
     (output / "events.jsonl").write_text(text + line("Validated", now + timedelta(seconds=4), loss=1.0))
-    ages = iter([5.0, 16.0, 30.0, -3.0])
+    ages = iter([5.0, 16.0, 24.0, 28.9, 29.1, 90.0, -3.0])
     runs = LiveRuns(clock=lambda: now.timestamp() + next(ages))
-    seen = [look(runs) for _ in range(4)]
-    assert [sample.eta_s for sample in seen] == pytest.approx([15, 4, 0, 20], abs=0.01)
-    assert [sample.last_event_age_s for sample in seen] == pytest.approx([1, 12, 26, 0], abs=0.01)
+    seen = [look(runs) for _ in range(7)]
+    assert [sample.eta_s for sample in seen[:4]] == pytest.approx([15, 4, 0, 0], abs=0.01)
+    assert [sample.is_overdue for sample in seen] == [False] * 4 + [True, True, False]
+    assert [(sample.eta_s, sample.tok_per_s) for sample in seen[4:]] == [(None, None), (None, None), (20.0, 900.0)]
+    assert [sample.last_event_age_s for sample in seen] == pytest.approx([1, 12, 20, 24.9, 25.1, 86, 0], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("step", "age_s", "is_overdue"),
+    [
+        ({"step_s": 0.1}, 4.9, False),
+        ({"step_s": 0.1}, 5.1, True),
+        ({"step_s": 20.0}, 99.0, False),
+        ({"step_s": 20.0}, 101.0, True),
+        ({"step_s": 0.1, "validates_next": True}, 299.0, False),
+        ({"step_s": 0.1, "validates_next": True}, 301.0, True),
+        ({"step_s": 0.1, "saves_next": True}, 299.0, False),
+        ({}, 299.0, False),
+        ({}, 301.0, True),
+    ],
+)
+def test_what_takes_its_time_may_be_silent_for_longer(
+    step: dict[str, Any], age_s: float, is_overdue: bool, output: Path
+) -> None:
+    now = datetime.now(UTC)
+    text = line("RunStarted", now, first_step=0) + line("StepDone", now, step=1, eta_s=1e4, tok_per_s=9.0, **step)
+    (output / "events.jsonl").write_text(text)
+    sample = look(LiveRuns(clock=lambda: now.timestamp() + age_s))
+    assert sample.is_overdue == is_overdue
+    assert (sample.eta_s is None, sample.tok_per_s is None) == (is_overdue, is_overdue)
+
+
+def test_a_run_that_loads_is_never_overdue(output: Path) -> None:
+    assert not look(LiveRuns(clock=lambda: datetime.now(UTC).timestamp() + 3600)).is_overdue
 
 
 def test_events_of_another_kind_are_no_failure_and_no_numbers(output: Path) -> None:
@@ -345,19 +394,117 @@ def test_integers_without_sense_are_not_told(number: int, output: Path) -> None:
     assert told == (None,) * 9
 
 
-def test_runs_that_end_are_gone_and_their_logs_closed(output: Path, tmp_path: Path) -> None:
+@contextmanager
+def other_run(folder: Path, name: str = "other") -> Iterator[Path]:
+    """The event log of another run in this process."""
+    folder.mkdir(exist_ok=True)
+    with registered(name, folder / "events.jsonl", folder, pytest.fail):
+        yield folder / "events.jsonl"
+
+
+def test_a_run_that_ends_is_kept_with_its_last_figures_and_its_log_closed(output: Path, tmp_path: Path) -> None:
     (output / "events.jsonl").write_text(line("RunStarted", first_step=0))
     runs = LiveRuns()
     look(runs)
     num_open = len(list(Path("/proc/self/fd").iterdir()))
-    other = tmp_path / "other"
-    other.mkdir()
-    with registered("other", other / "events.jsonl", other, pytest.fail):
-        (other / "events.jsonl").write_text(line("RunStarted", first_step=0, model_name="other/model"))
+    with other_run(tmp_path / "other") as log:
+        log.write_text(line("RunStarted", first_step=0, model_name="other/model"))
         names = [(sample.run_name, sample.model_name) for sample in runs.read()]
         assert sorted(names) == [("other", "other/model"), ("trained", None)]
-    assert [sample.run_name for sample in runs.read()] == ["trained"]
+        last = line("StepDone", step=8, loss=0.5, eta_s=0.0, tok_per_s=9.0) + line("RunEnded", outcome="finished")
+        with log.open("a") as file:
+            file.write(last)
+    live, ended = runs.read()
+    assert (live.run_name, live.outcome, live.ended) == ("trained", None, None)
+    assert (ended.run_name, ended.outcome, ended.step, ended.loss) == ("other", "finished", 8, 0.5)
+    assert ended.ended == json.loads(last.splitlines()[-1])["time"]
+    assert (ended.eta_s, ended.tok_per_s, ended.last_event_age_s, ended.is_overdue) == (None, None, None, False)
     assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+    assert runs.read()[1] == ended
+    assert [sample.run_name for sample in LiveRuns().read()] == ["trained"]
+
+
+REGISTERS = """
+import os, signal, sys
+from pathlib import Path
+from dsft.core.live_runs import registered
+folder = Path(sys.argv[1])
+with registered("killed", folder / "events.jsonl", folder, print):
+    print("begun", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("has_begun", "outcome"), [(True, "killed"), (False, "unknown")])
+def test_a_run_that_was_killed_is_told_from_others(has_begun: bool, outcome: str, tmp_path: Path) -> None:
+    runs = LiveRuns()
+    told = datetime.now(UTC) + timedelta(seconds=60)
+    with subprocess.Popen([sys.executable, "-c", REGISTERS, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+            if has_begun:
+                step = line("StepDone", told, step=3, loss=0.5)
+                (tmp_path / "events.jsonl").write_text(line("RunStarted", told, first_step=0, num_steps=90) + step)
+            assert look(runs).outcome is None
+        finally:
+            process.kill()
+    sample = look(runs)
+    assert (sample.run_name, sample.outcome) == ("killed", outcome)
+    assert sample.step == (3 if has_begun else None)
+    ended = datetime.fromisoformat(sample.ended or "")
+    assert (ended == told.replace(microsecond=told.microsecond // 1000 * 1000)) == has_begun
+
+
+def test_a_run_whose_process_goes_on_was_not_killed(tmp_path: Path) -> None:
+    runs = LiveRuns()
+    with other_run(tmp_path / "other") as log:
+        log.write_text(line("RunStarted", first_step=0))
+        assert look(runs).stage == "training"
+    assert look(runs).outcome == "unknown"
+
+
+@pytest.mark.parametrize("is_followed", [True, False])
+def test_a_run_that_fails_before_its_first_step_tells_its_end(is_followed: bool, tmp_path: Path) -> None:
+    runs = LiveRuns()
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    (tmp_path / "other").mkdir()
+    earlier = line("RunStarted", before, first_step=0) + line("RunEnded", before, outcome="finished")
+    with other_run(tmp_path / "other") as log:
+        if is_followed:
+            log.write_text(earlier)
+        assert (look(runs).stage, look(runs).outcome) == ("loading", None)
+        with log.open("a") as file:
+            file.write(("" if is_followed else earlier) + line("RunEnded", outcome="failed"))
+    assert (look(runs).outcome, look(runs).step) == ("failed", None)
+
+
+def test_an_outcome_of_another_kind_is_unknown(tmp_path: Path) -> None:
+    runs = LiveRuns()
+    with other_run(tmp_path / "other") as log:
+        look(runs)
+        log.write_text(line("RunStarted", first_step=0) + line("RunEnded", outcome="\x1b[2J"))
+    assert look(runs).outcome == "unknown"
+
+
+def test_the_newest_three_ends_are_kept_for_twelve_hours_and_until_the_run_goes_on(tmp_path: Path) -> None:
+    now_s = datetime.now(UTC).timestamp()
+    runs = LiveRuns(clock=lambda: now_s)
+    for number in range(4):
+        with other_run(tmp_path / str(number), str(number)) as log:
+            log.write_text(line("RunStarted", first_step=0) + line("RunEnded", outcome="finished"))
+            runs.read()
+        now_s += 60
+        runs.read()
+    assert [sample.run_name for sample in runs.read()] == ["3", "2", "1"]
+    with other_run(tmp_path / "2", "2"):
+        assert [(sample.run_name, sample.outcome) for sample in runs.read()][:2] == [("2", None), ("3", "finished")]
+        assert len(runs.read()) == 3
+        now_s += 60
+    assert [sample.run_name for sample in runs.read()] == ["2", "3", "1"]
+    now_s += 12 * 3600 - 1
+    assert [sample.run_name for sample in runs.read()] == ["2"]
+    now_s += 1
+    assert runs.read() == ()
 
 
 def test_no_state_folder_is_no_runs() -> None:
