@@ -22,6 +22,7 @@ from tests.scripted_models import write_random_model, write_scripted_model
 
 JOURNAL = Path(".answers.jsonl.partial")
 ANSWERS = Path("answers.jsonl")
+LONG_ENOUGH = ("--max-new-tokens", "100")  # for 41 rows to be at work for seconds
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_stdin_and_stdout_are_files_too(models: Path) -> None:
 
 
 def start(models: Path, *more: str) -> "subprocess.Popen[str]":
-    options = give_options(models, "random", "--output", "answers.jsonl", "--max-new-tokens", "250", *more)
+    options = give_options(models, "random", "--output", "answers.jsonl", *LONG_ENOUGH, *more)
     return subprocess.Popen([sys.executable, "-m", "dsft", *options], stderr=subprocess.PIPE, text=True)
 
 
@@ -211,15 +212,15 @@ def test_other_settings_and_another_process_do_not_mix_answers(
     options = give_options(models, "random", "--output", "answers.jsonl")
     with start(models, "--batch-size", "1") as process:
         wait_for_answers(1)
-        assert main([*options, "--max-new-tokens", "250"]) == 2
+        assert main([*options, *LONG_ENOUGH]) == 2
         assert "Another dsft command is writing answers.jsonl now." in capsys.readouterr().err
         process.kill()
     assert main([*options, "--max-new-tokens", "9"]) == 2
     error = capsys.readouterr().err
-    assert "max_new_tokens was 250 and is 9." in error
+    assert "max_new_tokens was 100 and is 9." in error
     assert f"rm {JOURNAL}" in error
     write_rows("another")
-    assert main([*options, "--max-new-tokens", "250"]) == 2
+    assert main([*options, *LONG_ENOUGH]) == 2
     assert "another version of the prompts" in capsys.readouterr().err
 
 

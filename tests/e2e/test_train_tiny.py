@@ -1,4 +1,4 @@
-"""`dsft train` and `dsft infer` as a user runs them, in a process of their own, on the embedded model."""
+"""`dsft train` and `dsft infer` as a user runs them, on the embedded model: what trains in a process of its own."""
 
 import json
 import os
@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from dsft.cli.app import main
 from dsft.core.paths import live_runs_dir
 from dsft.train.checkpoint import replace_folder
 from tests.conftest import RunDsft
 
 TINY = ("train", "--preset", "tiny")
 SHORT = (*TINY, "--max-samples", "24", "--epochs", "1", "--max-steps", "3", "--save-steps", "2")
+LONGER = (*TINY, "--max-samples", "48", "--epochs", "2", "--max-steps", "8", "--save-steps", "100")
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
@@ -27,15 +29,23 @@ def summary(folder: Path) -> dict:
     return json.loads((folder / "trained_tiny" / "training_summary.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
+def train_in(folder: Path, *args: str) -> Path:
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-m", "dsft", *SHORT], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dsft", *args], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_in(tmp_path_factory.mktemp("run"), *SHORT)
+
+
+@pytest.fixture(scope="module")
+def longer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_in(tmp_path_factory.mktemp("run"), *LONGER)
 
 
 def test_a_run_leaves_what_the_readme_says(short_run: Path):
@@ -164,15 +174,10 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint(tmp_path: Path):
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")])
 def test_a_signal_saves_a_checkpoint_and_the_resumed_run_ends_the_same(
-    tmp_path: Path, number: signal.Signals, name: str, run_dsft: RunDsft
+    longer_run: Path, tmp_path: Path, number: signal.Signals, name: str, run_dsft: RunDsft
 ):
-    command = (*TINY, "--max-samples", "48", "--max-steps", "8", "--save-steps", "100", "--epochs", "2")
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    assert run_dsft(*command, cwd=whole).returncode == 0
-
     with subprocess.Popen(
-        [sys.executable, "-m", "dsft", *command, "--json"],
+        [sys.executable, "-m", "dsft", *LONGER, "--json"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -192,11 +197,11 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_run_ends_the_same(
     checkpoints = [path.name for path in (tmp_path / "results_tiny").glob("checkpoint-*")]
     assert len(checkpoints) == 1
 
-    resumed = run_dsft(*command, "--resume", cwd=tmp_path)
+    resumed = run_dsft(*LONGER, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert summary(tmp_path)["losses"] == summary(whole)["losses"]
+    assert summary(tmp_path)["losses"] == summary(longer_run)["losses"]
     assert (tmp_path / "trained_tiny" / "adapter_model.safetensors").read_bytes() == (
-        whole / "trained_tiny" / "adapter_model.safetensors"
+        longer_run / "trained_tiny" / "adapter_model.safetensors"
     ).read_bytes()
 
 
@@ -222,14 +227,18 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_data_is_named_by_file_and_line_and_nothing_is_written(tmp_path: Path, name: str, run_dsft: RunDsft):
+def test_bad_data_is_named_by_file_and_line_and_nothing_is_written(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     content, expected = BAD_FILES[name]
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
-    done = run_dsft(*TINY, "--dataset", str(path), cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    code = main([*TINY, "--dataset", str(path)])
+    error = capfd.readouterr().err
+    assert code == 2, error
+    assert expected in error
+    assert "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -245,12 +254,18 @@ def test_bad_data_is_named_by_file_and_line_and_nothing_is_written(tmp_path: Pat
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(
-    tmp_path: Path, arguments: tuple[str, ...], expected: str, run_dsft: RunDsft
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ):
-    done = run_dsft(*TINY, *arguments, cwd=tmp_path)
-    assert done.returncode == (5 if "cuda" in arguments else 2), done.stderr
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    code = main([*TINY, *arguments])
+    error = capfd.readouterr().err
+    assert code == (5 if "cuda" in arguments else 2), error
+    assert expected in error
+    assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
 
 
