@@ -1,5 +1,6 @@
 """What every test gets: an environment of its own, the shared material, and a way to run the command."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -21,6 +22,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes of tests beside one another
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
 
 RunDsft = Callable[..., "subprocess.CompletedProcess[str]"]
+
+gc.disable()  # until all is imported: looking again and again at what stays is a fifth of the time
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of garbage collections: training asks for many, and each would look at all of it."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
