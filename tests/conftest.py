@@ -33,6 +33,14 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_imports() -> None:
+    """Do so again after a file whose tests prepare data, which ends with all objects looked at as before."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _isolated_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep fixtures that several tests share from the user's caches, too: they are made before a test's environment."""
