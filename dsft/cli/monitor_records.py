@@ -24,7 +24,8 @@ def make_sink(config: MonitorConfig, output: Output) -> Callable[[Sample], None]
         return (lambda _: None) if config.is_once else _make_problem_teller(output)
     if config.is_once:
         return lambda sample: _show_once(sample, output)
-    return lambda sample: _write_lines(sample, output)
+    ends_told: set[str] = set()
+    return lambda sample: _write_lines(sample, output, ends_told)
 
 
 @contextmanager
@@ -100,9 +101,9 @@ def _show_once(sample: Sample, output: Output) -> None:
     output.show(AsciiFallback(render_sample(sample, output.stdout.width)))
 
 
-def _write_lines(sample: Sample, output: Output) -> None:
+def _write_lines(sample: Sample, output: Output, ends_told: set[str]) -> None:
     from dsft.cli.views.ascii import to_encodable
     from dsft.cli.views.monitor.plain_lines import format_sample
 
-    for line in format_sample(sample):
+    for line in format_sample(sample, ends_told):
         output.write(to_encodable(line, output.stdout.encoding))

@@ -183,6 +183,12 @@ def draw_text(sample: Sample | MonitorState, width: int = 80, height: int = 24) 
     return "\n".join(draw(sample, width, height))
 
 
+def has_style(sample: Sample, words: str, style: str, width: int = 80, height: int = 24) -> bool:
+    """Return whether some part of the screen with these words has this style."""
+    lines = draw_screen(make_state(sample), width, height).lines
+    return any(words in text and style in drawn for line in lines for text, drawn in line.parts)
+
+
 def print_screen(sample: Sample, width: int, height: int, encoding: str = "utf-8", **console: Any) -> str:
     """Return what a terminal of an encoding is sent."""
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)

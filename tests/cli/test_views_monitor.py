@@ -12,7 +12,7 @@ from dsft.cli.views.monitor.line import Rows
 from dsft.cli.views.monitor.state import MonitorState
 from dsft.core.units import GIB
 from dsft.monitor.alerts import judge, parse_alert
-from dsft.monitor.sample import HostSample, Sample
+from dsft.monitor.sample import HostSample
 from tests.cli.monitor_samples import (
     FIRED,
     HOST,
@@ -23,6 +23,7 @@ from tests.cli.monitor_samples import (
     SILENT_GPU,
     draw,
     draw_text,
+    has_style,
     make_crowd,
     make_gpu,
     make_process,
@@ -35,12 +36,6 @@ SIZES = [
     (1, 1), (8, 3), (20, 5), (20, 60), (29, 9), (30, 8), (37, 12), (40, 15), (45, 16), (59, 20), (60, 20), (66, 10),
     (80, 24), (100, 30), (129, 40), (130, 40), (155, 45), (200, 50), (250, 6), (320, 90),
 ]  # fmt: skip
-
-
-def has_style(sample: Sample, words: str, style: str, width: int = 80, height: int = 24) -> bool:
-    """Return whether some part of the screen with these words has this style."""
-    lines = draw_screen(make_state(sample), width, height).lines
-    return any(words in text and style in drawn for line in lines for text, drawn in line.parts)
 
 
 # Size
@@ -229,45 +224,6 @@ def test_no_swap_is_no_missing_figure() -> None:
     text = draw_text(make_sample(host=replace(HOST, swap_used_bytes=0, swap_total_bytes=0)))
     assert "swap ──────────   0 % none" in text
     assert "swap" in draw_text(make_sample(host=HostSample()))
-
-
-# Runs
-
-
-def test_a_run_before_its_first_step_and_one_on_a_cpu() -> None:
-    loading = replace(RUN, stage="loading", step=None, loss=None, eta_s=None, peak_memory_bytes=None)
-    text = draw_text(make_sample(runs=(loading,)))
-    assert "results_deepseek · loading" in text and "18.2 GiB predicted" in text and "121" not in text
-    on_cpu = replace(RUN, predicted_memory_bytes=None, peak_memory_bytes=None)
-    assert "peak" not in draw_text(make_sample(runs=(on_cpu,)))
-
-
-@pytest.mark.parametrize(("change", "arrow"), [(-0.01, "↓"), (0.01, "↑"), (0.0, "→")])
-def test_the_trend_of_the_loss_is_an_arrow(change: float, arrow: str) -> None:
-    run = replace(RUN, recent_losses=tuple(1.0 + change * step for step in range(40)))
-    assert f"loss 1.0342 {arrow} " in draw_text(make_sample(runs=(run,)))
-
-
-def test_more_memory_than_predicted_stands_out() -> None:
-    run = replace(RUN, peak_memory_bytes=19 * GIB)
-    assert has_style(make_sample(runs=(run,)), "19.0 of 18.2 GiB predicted", "yellow")
-    assert not has_style(MACHINES["one"], "17.9 of 18.2 GiB predicted", "yellow")
-
-
-@pytest.mark.parametrize(
-    ("age_s", "step_s", "is_told"), [(20.0, 1.0, False), (185.0, 1.0, True), (185.0, 60.0, False), (None, 1.0, False)]
-)
-def test_long_silence_is_told(age_s: float | None, step_s: float, is_told: bool) -> None:
-    run = replace(RUN, last_event_age_s=age_s, step_s=step_s)
-    for width, height in ((80, 24), (60, 8)):
-        text = draw_text(make_sample(runs=(run,)), width, height)
-        assert ("told nothing for 3 min 05 s" in text) == is_told
-
-
-def test_the_last_step_alone_is_a_hundred_percent() -> None:
-    nearly = replace(RUN, step=2999, num_steps=3000)
-    assert " 99 %  2999/3000" in draw_text(make_sample(runs=(nearly,)))
-    assert "100 %  3000/3000" in draw_text(make_sample(runs=(replace(nearly, step=3000),)))
 
 
 # Processes

@@ -32,7 +32,7 @@ def test_each_gpu_run_and_the_host_have_a_line_with_the_time_on_the_wall() -> No
         "SM 1995 MHz · 0 processes",
         "08:34:05 GPU 1: memory 10.0 of 24.0 GiB · util 90 % · bandwidth 40 % · temp 61 °C · power 280 of 350 W · "
         "SM 1995 MHz · 0 processes",
-        "08:34:05 trained: training · step 12/400 · loss 0.5123 · 3,321 tok/s · 1 h 05 min left",
+        "08:34:05 run trained: training · step 12/400 · loss 0.5123 · 3,321 tok/s · 1 h 05 min left",
         "08:34:05 host: CPU 25 % · RAM 4.0 of 16.0 GiB · swap 0.0 of 0.0 GiB · disk 30.0 of 40.0 GiB",
     ]
 
@@ -78,12 +78,36 @@ def test_each_instance_of_a_card_with_mig_has_a_line() -> None:
 )
 def test_a_run_tells_what_it_knows_so_far(values: dict[str, int], words: str) -> None:
     (line,) = format_sample(make_sample(runs=(replace(RUN, **values),)))
-    assert line == f"08:34:05 trained: {words}"
+    assert line == f"08:34:05 run trained: {words}"
+
+
+def test_an_overdue_run_is_silent() -> None:
+    run = replace(RUN, stage="training", step=3, is_overdue=True, last_event_age_s=65.0)
+    (line,) = format_sample(make_sample(runs=(run,)))
+    assert line == "08:34:05 run trained: training · silent for 1 min 05 s · step 3"
+
+
+def test_an_end_is_told_once() -> None:
+    other = replace(RUN, started="2026-01-02T03:01:00+00:00")
+    run = replace(RUN, outcome="finished", step=408, num_steps=408, loss=0.05, peak_memory_bytes=GIB)
+    told: set[str] = set()
+    (line,) = format_sample(make_sample(runs=(run,)), told)
+    assert line == "08:34:05 run trained: finished · step 408/408 · loss 0.0500"
+    assert list(format_sample(make_sample(runs=(run,)), told)) == []
+    killed = replace(other, outcome="killed", event_log="/y/x")
+    lines = list(format_sample(make_sample(runs=(killed, run)), told))
+    assert lines == ["08:34:05 run trained (y): killed"]
+
+
+def test_runs_of_one_name_have_their_folders_behind_it() -> None:
+    runs = tuple(replace(RUN, event_log=f"/{folder}/events.jsonl") for folder in ("a/out", "b/out", "out/b"))
+    lines = [line.removeprefix("08:34:05 ") for line in format_sample(make_sample(runs=runs))]
+    assert lines == [f"run trained ({folder}): loading" for folder in ("a/out", "b/out", "b")]
 
 
 def test_a_run_s_name_can_t_break_its_line_or_move_the_cursor() -> None:
     (line,) = format_sample(make_sample(runs=(replace(RUN, run_name="a\n\x1b[2Jb"),)))
-    assert line == "08:34:05 a  [2Jb: loading"
+    assert line == "08:34:05 run a  [2Jb: loading"
 
 
 @pytest.mark.parametrize(

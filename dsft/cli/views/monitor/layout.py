@@ -12,7 +12,7 @@ from dsft.cli.views.monitor.gpu_rows import draw_gpu_rows
 from dsft.cli.views.monitor.host import draw_brief_host, draw_host
 from dsft.cli.views.monitor.line import Line, Rows, draw_heading
 from dsft.cli.views.monitor.processes import draw_no_processes, draw_process_heading, draw_process_table
-from dsft.cli.views.monitor.runs import draw_brief_run, draw_run
+from dsft.cli.views.monitor.runs import draw_ended_runs, draw_runs
 from dsft.cli.views.monitor.state import MonitorState, list_processes
 from dsft.monitor.sample import GpuSample, Sample
 
@@ -131,6 +131,10 @@ class _Parts:
         alerts = self._once("alerts", lambda: draw_alerts(self.alerts, self.width))
         return [*alerts, *self._draw_gpus(plan.gpus, num_more_rows), *self._draw_runs(is_full=plan.has_full_runs)]
 
+    def ended_runs(self, room: int) -> list[Line]:
+        """Return so many rows of runs that have ended at most."""
+        return self._once("ended runs", lambda: draw_ended_runs(self.sample.runs, self.width))[: max(0, room)]
+
     def below(self, plan: _Plan) -> list[Line]:
         """Return what stands below the processes: the host."""
         host = self.sample.host
@@ -189,8 +193,7 @@ class _Parts:
         return [draw(gpu) for gpu in self.sample.gpus]
 
     def _draw_runs(self, *, is_full: bool) -> list[Line]:
-        draw = draw_run if is_full else draw_brief_run
-        return self._once(draw, lambda: [line for run in self.sample.runs for line in draw(run, self.width)])
+        return self._once(("runs", is_full), lambda: draw_runs(self.sample.runs, self.width, is_full=is_full))
 
     def _once(self, key: object, draw: Callable[[], list[Line]]) -> list[Line]:
         if key not in self._drawn:
@@ -209,14 +212,16 @@ def _draw_plan(parts: _Parts, plan: _Plan, height: int) -> Frame | None:
     room = height - len(above) - len(below) - parts.num_process_rows(0)
     if room < min(num_processes, plan.num_processes):
         return None
+    ended = parts.ended_runs(room - num_processes)
+    room -= len(ended)
     num_more_rows = (room - num_processes - _SPARE_ROWS) // max(1, len(parts.sample.gpus))
     if plan.gpus is GpuForm.CHARTS and num_more_rows > 0:
         above = parts.above(plan, min(num_more_rows, _MAX_MORE_ROWS))
-        room = height - len(above) - len(below) - parts.num_process_rows(0)
+        room = height - len(above) - len(ended) - len(below) - parts.num_process_rows(0)
     scroll = min(parts.state.scroll, max(0, num_processes - room))
     table = parts.draw_processes(min(room, num_processes), scroll)
-    blank = [Line()] * (height - len(above) - len(table) - len(below))
-    return Frame([*above, *table, *blank, *below], num_processes, room)
+    blank = [Line()] * (height - len(above) - len(ended) - len(table) - len(below))
+    return Frame([*above, *ended, *table, *blank, *below], num_processes, room)
 
 
 def _squeeze(parts: _Parts, height: int) -> Frame:

@@ -1,17 +1,22 @@
 """A sample as plain lines, for files and pipes, and an alert as a sentence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share
-from dsft.cli.views.monitor.line import printable
+from dsft.cli.views.monitor.run_words import describe_outcome, describe_stage, name_runs
 from dsft.core.units import GIB, format_count, format_duration, format_gib
 from dsft.monitor.sample import AlertSample, GpuSample, HostSample, MigSample, RunSample, Sample
 from dsft.monitor.throttle import explain_reasons
 
 
-def format_sample(sample: Sample) -> Iterator[str]:
-    """Return a line for each GPU, MIG instance, run and the host; each begins with the time of day here."""
+def format_sample(sample: Sample, ends_told: set[str] | None = None) -> Iterator[str]:
+    """Return a line for each GPU, MIG instance, run and the host; each begins with the time of day here.
+
+    Args:
+        sample: What is told.
+        ends_told: Runs whose end was told before, which is told once; those of this sample are added.
+    """
     clock = f"{datetime.fromisoformat(sample.time).astimezone():%H:%M:%S}"
     if sample.problem is not None:
         yield f"{clock} {sample.problem.found}"
@@ -19,8 +24,7 @@ def format_sample(sample: Sample) -> Iterator[str]:
         yield f"{clock} GPU {gpu.index}: {' · '.join(_gpu_parts(gpu))}"
         for mig in gpu.migs:
             yield f"{clock} GPU {gpu.index} MIG {mig.index}: {' · '.join(_memory_and_processes(mig))}"
-    for run in sample.runs:
-        yield f"{clock} {printable(run.run_name)}: {' · '.join(_run_parts(run))}"
+    yield from (f"{clock} run {line}" for line in _format_runs(sample.runs, set() if ends_told is None else ends_told))
     if sample.host is not None:
         yield f"{clock} host: {' · '.join(_host_parts(sample.host))}"
 
@@ -57,8 +61,18 @@ def _memory_and_processes(device: GpuSample | MigSample) -> Iterator[str]:
         yield f"{num_processes} {'process' if num_processes == 1 else 'processes'}"
 
 
+def _format_runs(runs: Sequence[RunSample], ends_told: set[str]) -> Iterator[str]:
+    for run, (name, folder) in zip(runs, name_runs(runs), strict=True):
+        if run.outcome is not None:
+            key = f"{run.started} {run.event_log}"
+            if key in ends_told:
+                continue
+            ends_told.add(key)
+        yield f"{name}{f' ({folder})' if folder else ''}: {' · '.join(_run_parts(run))}"
+
+
 def _run_parts(run: RunSample) -> Iterator[str]:
-    yield run.stage
+    yield describe_stage(run) if run.outcome is None else describe_outcome(run)
     if run.step is not None:
         yield f"step {run.step}{f'/{run.num_steps}' if run.num_steps is not None else ''}"
     if run.loss is not None:
@@ -67,7 +81,7 @@ def _run_parts(run: RunSample) -> Iterator[str]:
         yield f"{format_count(run.tok_per_s)} tok/s"
     if run.eta_s is not None:
         yield f"{format_duration(run.eta_s)} left"
-    if run.peak_memory_bytes is not None:
+    if run.outcome is None and run.peak_memory_bytes is not None:
         predicted = run.predicted_memory_bytes
         of_predicted = f" of {format_gib(predicted)} predicted" if predicted is not None else " GiB"
         yield f"peak {run.peak_memory_bytes / GIB:.1f}{of_predicted}"

@@ -77,7 +77,7 @@ def draw_process_table(
     header = _join([Line(name) for name in names], Line("COMMAND"), columns, width)
     header.parts = [(text, "dim") for text, _ in header.parts]
     header.rank = _HEADER_RANK
-    run_pids = {run.pid for run in runs}
+    run_pids = {run.pid for run in runs if run.outcome is None}
     return [header, *(_draw_row(row, columns, run_pids, width) for row in rows[first : first + num_shown])]
 
 
