@@ -150,7 +150,7 @@ def _draw_meter(meter: Meter, columns: _Columns, width: int) -> Line:
 
 
 def _draw_short(meter: Meter) -> Line:
-    return Line(f" {meter.figures}" if meter.figures else "").join(_percent(meter)).add("  ")
+    return Line(f" {meter.figures} " if meter.figures else " ").join(_percent(meter)).add("  ")
 
 
 def _percent(meter: Meter) -> Line:

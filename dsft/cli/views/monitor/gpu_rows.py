@@ -8,7 +8,10 @@ from dsft.cli.views.monitor.line import Line, clip_text, join_fitting, printable
 from dsft.monitor.sample import GpuSample
 from dsft.monitor.shares import vram_percent
 
-_ROW_RANK, _SECOND_ROW_RANK, _BRAKE_RANK, _HEADER_RANK, _MIG_RANK = 80, 78, 75, 30, 20
+GPU_ROW_RANK = 80
+"""Of each GPU's first row, and of no other row."""
+
+_SECOND_ROW_RANK, _BRAKE_RANK, _HEADER_RANK, _MIG_RANK = 78, 75, 30, 20
 _MAX_BAR_WIDTH, _MAX_NAME_WIDTH = 40, 30
 _MIN_BAR_WIDTH, _MIN_NAME_WIDTH = 4, 6
 _FIGURES_WIDTH = 45
@@ -38,12 +41,32 @@ def draw_gpu_rows(gpus: tuple[GpuSample, ...], width: int) -> list[Line]:
     return rows
 
 
+def add_num_hidden(row: Line, gpu: GpuSample, num_hidden: int, width: int) -> Line:
+    """Return the first row of a GPU with how many GPUs below it had no room; bar and name leave first for that."""
+    is_short = width < _FIGURES_WIDTH - 15 or 0 <= width - _FIGURES_WIDTH < 10
+    note = Line(f" +{num_hidden}" if is_short else f"  +{num_hidden} more", "yellow")
+    room = width - note.width
+    if row.width <= room or _is_wide(width) or gpu.problem is not None:
+        row = Line().join(row)
+    elif width < _FIGURES_WIDTH:
+        row = _draw_in_two_rows(gpu, _draw_index(gpu), room)[0]
+    else:
+        row = _join(_draw_index(gpu), Line(), Line(), _list_figures(gpu, width), room)
+    row = row.clip(room).fill(room).join(note).clip(width)
+    row.rank = GPU_ROW_RANK
+    return row
+
+
+def _draw_index(gpu: GpuSample) -> Line:
+    return Line(f"{gpu.index:>{_INDEX_WIDTH}}", "bold cyan")
+
+
 def _draw_gpu(gpu: GpuSample, name_width: int, bar_width: int, width: int) -> list[Line]:
-    index = Line(f"{gpu.index:>{_INDEX_WIDTH}}", "bold cyan")
+    index = _draw_index(gpu)
     name = Line(clip_text(_short_name(gpu), name_width)).fill(name_width)
     if gpu.problem is not None:
         problem = Line(printable(gpu.problem.found), "bold red")
-        row = Line(rank=_ROW_RANK).join(index).add(" ").join(name).add("  ").join(problem)
+        row = Line(rank=GPU_ROW_RANK).join(index).add(" ").join(name).add("  ").join(problem)
         return [row.clip(width)]
     if width < _FIGURES_WIDTH:
         rows = _draw_in_two_rows(gpu, index, width)
@@ -76,7 +99,7 @@ def _draw_header(name_width: int, bar_width: int, width: int) -> Line:
 
 def _join(index: Line, name: Line, bar: Line, figures: list[Line], width: int) -> Line:
     fields = [(3, index), (1, name), (0, bar), *((2, figure) for figure in figures)]
-    return join_fitting(fields, width, gap="  " if _is_wide(width) else " ", rank=_ROW_RANK)
+    return join_fitting(fields, width, gap="  " if _is_wide(width) else " ", rank=GPU_ROW_RANK)
 
 
 def _is_wide(width: int) -> bool:
@@ -93,7 +116,7 @@ def _draw_in_two_rows(gpu: GpuSample, index: Line, width: int) -> list[Line]:
         (1, _draw_temperature(gpu)),
         (0, Line(format_figure(gpu.power_w, "W"))),
     ]
-    first = join_fitting([field for field in fields if field[1].width], width, gap=" ", rank=_ROW_RANK)
+    first = join_fitting([field for field in fields if field[1].width], width, gap=" ", rank=GPU_ROW_RANK)
     return [first, join_fitting(figures, width, gap=" ", rank=_SECOND_ROW_RANK)]
 
 

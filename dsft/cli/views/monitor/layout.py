@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from dsft.cli.views.monitor.edges import ALERT_RANK, draw_alerts, draw_footer, draw_help
 from dsft.cli.views.monitor.gpu import CHARTS_WIDTH, draw_dense_gpu, draw_gpu, draw_gpu_with_charts, draw_problem
-from dsft.cli.views.monitor.gpu_rows import draw_gpu_rows
+from dsft.cli.views.monitor.gpu_rows import GPU_ROW_RANK, add_num_hidden, draw_gpu_rows
 from dsft.cli.views.monitor.host import draw_brief_host, draw_host
 from dsft.cli.views.monitor.line import Line, Rows, draw_heading
 from dsft.cli.views.monitor.processes import draw_no_processes, draw_process_heading, draw_process_table
@@ -232,9 +232,19 @@ def _squeeze(parts: _Parts, height: int) -> Frame:
     table = parts.draw_processes(min(1, num_processes), scroll)
     above = [line for line in parts.above(plan) if line.rank < ALERT_RANK - 1]
     lines = [*draw_alerts(parts.alerts, parts.width, most=1), *above, *table, *parts.below(plan)]
-    kept = _fit(lines, height)
+    kept = _tell_hidden_gpus(_fit(lines, height), parts.sample.gpus, parts.width)
     is_shown = num_processes > 0 and any(line is table[-1] for line in kept)
     return Frame([*kept, *[Line()] * (height - len(kept))], num_processes, int(is_shown))
+
+
+def _tell_hidden_gpus(lines: list[Line], gpus: Sequence[GpuSample], width: int) -> list[Line]:
+    """Have the last GPU that there is room for say how many there is none for."""
+    places = [place for place, line in enumerate(lines) if line.rank == GPU_ROW_RANK]
+    num_hidden = len(gpus) - len(places)
+    if not places or not num_hidden:
+        return lines
+    last = places[-1]
+    return [*lines[:last], add_num_hidden(lines[last], gpus[len(places) - 1], num_hidden, width), *lines[last + 1 :]]
 
 
 def _place(blocks: list[list[Line]], num_columns: int, width: int) -> list[Line]:
