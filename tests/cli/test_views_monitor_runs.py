@@ -70,6 +70,13 @@ def test_the_title_of_an_overdue_run_has_its_stage_where_there_is_room() -> None
     assert "run results_deep… · silent for 1 min 05 s" in draw_text(make_sample(runs=(SILENT,)), 44, 40)
 
 
+def test_the_pid_is_the_last_that_leaves_a_heading() -> None:
+    (heading,) = (row for row in draw(make_sample(runs=(SILENT,)), 80, 40) if "silent" in row)
+    assert heading.endswith("─ PID 4000 ──") and "deepseek-ai" not in heading
+    (heading,) = (row for row in draw(make_sample(runs=(SILENT,)), 120, 40) if "silent" in row)
+    assert heading.endswith(" deepseek-ai/deepseek-coder-6.7b-base · PID 4000 ──")
+
+
 def test_a_bar_keeps_its_length_whatever_stands_beside_it() -> None:
     times = (None, 8.7, 54.0, 723.0, 3599.0, 86_000.0)
     rows = [row for eta_s in times for row in draw(make_sample(runs=(replace(RUN, eta_s=eta_s, step=9),)))]

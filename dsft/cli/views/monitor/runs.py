@@ -112,15 +112,12 @@ def _draw_heading(run: RunSample, name: tuple[str, str], width: int) -> tuple[Li
         stage = describe_silence(run) or stage
     name_width = max(_MIN_NAME_WIDTH, min(width // 2, room - cell_len(stage)))
     title = Line("run ", "bold cyan").join(_draw_name(name, name_width, "bold")).add(" · ", "dim").add(stage, style)
-    parts = [f"PID {run.pid}"]
-    if run.model_name:
-        parts.insert(0, clip_text(printable(run.model_name), max(8, width // 3)))
-    has_device = False
-    if run.device:
-        with_device = [*parts[:-1], printable(run.device), parts[-1]]
-        has_device = title.width + cell_len(" · ".join(with_device)) + _HEADING_EDGES <= width
-        parts = with_device if has_device else parts
-    return draw_heading(title, width, Line(" · ".join(parts), "dim"), rank=_HEADING_RANK), has_device
+    model = clip_text(printable(run.model_name or ""), max(8, width // 3))
+    device, pid = printable(run.device or ""), f"PID {run.pid}"
+    notes = [" · ".join(part for part in parts if part) for parts in ((model, device, pid), (model, pid), (pid,))]
+    fitting = [note for note in notes if title.width + cell_len(note) + _HEADING_EDGES <= width]
+    note = fitting[0] if fitting else pid
+    return draw_heading(title, width, Line(note, "dim"), rank=_HEADING_RANK), bool(device) and note == notes[0]
 
 
 def _draw_name(name: tuple[str, str], width: int, style: str) -> Line:
