@@ -223,7 +223,7 @@ class RunSample:
 
 @dataclass(frozen=True)
 class AlertSample:
-    """One limit on one GPU (or on the host).
+    """One limit on one GPU or MIG instance (or on the host).
 
     Attributes:
         alert: The limit, e.g. `vram>95`.
@@ -232,6 +232,7 @@ class AlertSample:
         gpu_index: On which GPU; None for the host's values.
         value: What was read; None where it can't be told.
         is_fired: Whether the limit is passed now; None where the value can't be told.
+        mig_index: On which MIG instance of that GPU; None for a whole GPU and the host.
     """
 
     alert: str
@@ -240,6 +241,7 @@ class AlertSample:
     gpu_index: int | None
     value: float | None
     is_fired: bool | None
+    mig_index: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from dsft.core.errors import ConfigError
 from dsft.core.units import GIB
 from dsft.monitor.alerts import METRICS, Alert, judge, parse_alert
-from dsft.monitor.sample import AlertSample, HostSample
+from dsft.monitor.sample import AlertSample, HostSample, MigSample
 from tests.monitor_readers import GPU, HOST, make_gpu, make_lost_gpu, make_sample
 
 
@@ -28,6 +28,50 @@ def test_a_limit_is_read_and_written_so_that_it_can_be_read_again(text: str, ale
     assert parse_alert(written) == alert
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("vram>90%", "vram>90"),
+        ("temp > 80 C", "temp>80"),
+        ("memtemp>=80°C", "memtemp>=80"),
+        ("free<4GiB", "free<4"),
+        ("power>400W", "power>400"),
+        ("ecc>0 errors", "ecc>0"),
+    ],
+)
+def test_a_limit_may_have_the_unit_of_its_metric(text: str, written: str) -> None:
+    assert str(parse_alert(text)) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [("free<4GB", "GiB"), ("vram>20GiB", "%"), ("temp>80F", "°C"), ("power>1kW", "W"), ("cpu>1x", "%")],
+)
+def test_another_unit_is_refused_with_that_of_the_metric(text: str, unit: str) -> None:
+    with pytest.raises(ConfigError, match=f"counts in {unit}"):
+        parse_alert(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["vram>100", "vram>150%", "util>=100.5", "cpu>101", "swap<0", "vram<0", "free<0", "power<0", "fan<0"]
+)
+def test_a_limit_that_nothing_can_pass_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="can never be passed"):
+        parse_alert(text)
+
+
+@pytest.mark.parametrize("text", ["vram>=100", "vram>99.9", "fan>110", "temp<0", "free<=0", "swap>0", "util<=0"])
+def test_a_limit_at_the_very_edge_is_one(text: str) -> None:
+    assert str(parse_alert(text)) == text
+
+
+@pytest.mark.parametrize("text", ["memory>90", "mem>90"])
+def test_memory_is_taken_for_vram_in_the_hint(text: str) -> None:
+    with pytest.raises(ConfigError, match="which is not known") as caught:
+        parse_alert(text)
+    assert "is vram, in %" in caught.value.fix
+
+
 @pytest.mark.parametrize("text", ["vram", " Temp "])
 def test_a_limit_that_the_shell_took_is_told_to_need_quotes(text: str) -> None:
     with pytest.raises(ConfigError, match="has no limit") as caught:
@@ -38,8 +82,8 @@ def test_a_limit_that_the_shell_took_is_told_to_need_quotes(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", ">95", "vram>", "vram=95", "vram==95", "vram>>95", "vram>95%", "vram>-1", "vram>nan", "vram>1e3", "95<vram",
-        "vram>95 temp>1", "vram!95",
+        "", ">95", "vram>", "vram=95", "vram==95", "vram>>95", "vram>95%%", "vram>-1", "vram>nan", "vram>1e3",
+        "95<vram", "vram>95 temp>1", "vram!95",
     ],
 )  # fmt: skip
 def test_other_forms_are_refused_with_what_a_limit_is(text: str) -> None:
@@ -58,7 +102,7 @@ def test_an_unknown_metric_is_named_with_those_that_are_known() -> None:
 @pytest.mark.parametrize(
     ("metric", "value"),
     [
-        ("vram", 100 - 100 * 13 / 24),  # what is reserved can't be had either
+        ("vram", 45.8),  # what is reserved can't be had either
         ("free", 13),
         ("util", 90),
         ("bandwidth", 40),
@@ -116,6 +160,44 @@ def test_each_limit_is_judged_on_each_gpu_in_order() -> None:
         AlertSample("free<14", "free", "GiB", 1, None, None),
         AlertSample("free<14", "free", "GiB", 3, 13.0, True),
     )
+
+
+def test_memory_is_judged_on_each_instance_where_mig_is_on_and_all_else_on_the_gpu() -> None:
+    parts = tuple(
+        MigSample(index, None, None, used * GIB, 0, (16 - used) * GIB, 16 * GIB) for index, used in ((0, 1), (2, 12))
+    )
+    divided = make_gpu(0, is_mig_enabled=True, migs=parts)
+    judged = judge(
+        [Alert("vram", ">", 50), Alert("free", "<", 10), Alert("temp", ">", 85)], make_sample(divided, make_gpu(1))
+    )
+    assert [(alert.alert, alert.gpu_index, alert.mig_index, alert.value, alert.is_fired) for alert in judged] == [
+        ("vram>50", 0, 0, 6.2, False),
+        ("vram>50", 0, 2, 75.0, True),
+        ("vram>50", 1, None, 45.8, False),
+        ("free<10", 0, 0, 15.0, False),
+        ("free<10", 0, 2, 4.0, True),
+        ("free<10", 1, None, 13.0, False),
+        ("temp>85", 0, None, 61.0, False),
+        ("temp>85", 1, None, 61.0, False),
+    ]
+    empty = make_gpu(0, is_mig_enabled=True)
+    assert [alert.mig_index for alert in judge([Alert("vram", ">", 50)], make_sample(empty))] == [None]
+
+
+@pytest.mark.parametrize(
+    ("alert", "free_bytes", "told", "is_fired"),
+    [
+        (Alert("vram", ">", 60), 12 * GIB - 1, 50.0, False),
+        (Alert("vram", ">", 50), 12 * GIB - 1, 50.000000004, True),  # never on the other side of the limit
+        (Alert("vram", ">", 10), 7 * GIB + 12345, 70.8, True),
+        (Alert("free", "<", 10), 7 * GIB + 12345678, 7.01, True),
+    ],
+)
+def test_a_value_is_told_without_digits_that_tell_nothing(
+    alert: Alert, free_bytes: int, told: float, is_fired: bool
+) -> None:
+    (judged,) = judge([alert], make_sample(make_gpu(memory_free_bytes=free_bytes)))
+    assert (judged.value, judged.is_fired) == (told, is_fired)
 
 
 def test_a_host_that_is_not_read_or_tells_nothing_is_unknown_not_well() -> None:
