@@ -1,5 +1,6 @@
 """`dsft monitor`: options in, samples out: on the live screen, as lines, as JSON, into a CSV file."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -133,7 +134,7 @@ def _watch(config: MonitorConfig, output: Output, csv_file: Path | None) -> None
     from dsft.cli.views.event_view import can_redraw
     from dsft.monitor.run import open_sampler, watch
 
-    is_live = output.mode is Mode.HUMAN and not config.is_once and can_redraw(output.stdout)
+    is_live = output.mode is Mode.HUMAN and not config.is_once and can_redraw(output.stdout) and _has_terminal_name()
     # The live screen shows alerts itself.
     teller = AlertTeller(output, is_silent=is_live)
     sinks: list[Callable[[Sample], None]] = [] if is_live else [make_sink(config, output)]
@@ -153,10 +154,17 @@ def _watch(config: MonitorConfig, output: Output, csv_file: Path | None) -> None
         if is_live:
             from dsft.cli.monitor_screen import run_screen
 
-            last = run_screen(output, config, sampler, sink)
+            try:
+                last = run_screen(output, config, sampler, sink)
+            finally:
+                teller.tell_untold()  # the screen has taken its banners with it
         else:
             last = watch(config, sampler, sink)
     _end(config, output, last, has_fired=teller.has_fired)
+
+
+def _has_terminal_name() -> bool:
+    return bool(os.environ.get("TERM"))  # without one nobody knows what the terminal understands
 
 
 def _end(config: MonitorConfig, output: Output, last: "Sample", *, has_fired: bool) -> None:

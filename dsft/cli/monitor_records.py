@@ -1,19 +1,18 @@
 """Samples where there is no live screen: a table for `--once`, lines, JSON objects; and what fires is told."""
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dsft.cli.events import make_record
 from dsft.cli.output import Mode, Output, drop_unwritten
 from dsft.cli.terminal_writes import StalledError, held_while_written
-from dsft.cli.views.monitor.fired import FiredAlerts
+from dsft.cli.views.monitor.fired import FiredAlerts, UnknownAlerts, identify
 from dsft.monitor.config import MonitorConfig
 from dsft.monitor.sample import AlertSample, Problem, Sample
 
-_NUM_UNKNOWN = 2
-"""After so many samples without a value that is told: the first look at a CPU never has one."""
+_LAST_S = 0.4
+"""How long a terminal may take to take what is told after its screen."""
 
 
 def make_sink(config: MonitorConfig, output: Output) -> Callable[[Sample], None]:
@@ -24,8 +23,7 @@ def make_sink(config: MonitorConfig, output: Output) -> Callable[[Sample], None]
         return (lambda _: None) if config.is_once else _make_problem_teller(output)
     if config.is_once:
         return lambda sample: _show_once(sample, output)
-    ends_told: set[str] = set()
-    return lambda sample: _write_lines(sample, output, ends_told)
+    return _make_line_writer(output)
 
 
 @contextmanager
@@ -44,7 +42,7 @@ class AlertTeller:
 
     Args:
         output: Where.
-        is_silent: Whether something else shows alerts, so that they are only remembered.
+        is_silent: Whether something else shows alerts, so that they are only remembered, to be told afterwards.
 
     Attributes:
         has_fired: Whether any limit has been passed.
@@ -54,27 +52,44 @@ class AlertTeller:
         self._output = output
         self._is_silent = is_silent
         self._fired = FiredAlerts()
-        self._num_unknown: Counter[tuple[str, int | None]] = Counter()
+        self._unknown = UnknownAlerts()
+        self._untold: dict[tuple[str, int | None, int | None], tuple[str, AlertSample]] = {}
         self.has_fired = False
 
     def take(self, sample: Sample) -> None:
         """Look at a sample."""
         self.has_fired |= any(alert.is_fired for alert in sample.alerts)
-        if self._is_silent or not sample.alerts:
+        if not sample.alerts:
+            return
+        changed = self._fired.take(sample.alerts)
+        if self._is_silent:
+            for alert in changed:
+                if alert.is_fired:
+                    self._untold.setdefault(identify(alert), (sample.time, alert))
             return
         from dsft.cli.views.monitor.plain_lines import describe_alert
 
-        changed = self._fired.take(sample.alerts)
+        self._unknown.take(sample.alerts)
         for alert in sample.alerts:
-            if self._is_unknown(alert):
+            if alert in self._unknown.begun:
                 self._output.warn(describe_alert(alert))
             if alert in changed:
-                self._output.alarm(describe_alert(alert), is_over=not alert.is_fired)
+                self._tell(sample.time, alert)
 
-    def _is_unknown(self, alert: AlertSample) -> bool:
-        key = (alert.alert, alert.gpu_index)
-        self._num_unknown[key] = 0 if alert.is_fired is not None else self._num_unknown[key] + 1
-        return self._num_unknown[key] == _NUM_UNKNOWN
+    def tell_untold(self) -> None:
+        """Tell what fired while something else showed alerts: each limit on each device once, as it first began."""
+        with held_while_written(limit_s=_LAST_S):
+            try:
+                for time, alert in self._untold.values():
+                    self._tell(time, alert)
+            except StalledError:
+                drop_unwritten(sys.stderr)
+        self._untold.clear()
+
+    def _tell(self, time: str, alert: AlertSample) -> None:
+        from dsft.cli.views.monitor.plain_lines import describe_alert, format_clock
+
+        self._output.alarm(f"{format_clock(time)} {describe_alert(alert)}", is_over=not alert.is_fired)
 
 
 def _make_problem_teller(output: Output) -> Callable[[Sample], None]:
@@ -101,9 +116,15 @@ def _show_once(sample: Sample, output: Output) -> None:
     output.show(AsciiFallback(render_sample(sample, output.stdout.width)))
 
 
-def _write_lines(sample: Sample, output: Output, ends_told: set[str]) -> None:
+def _make_line_writer(output: Output) -> Callable[[Sample], None]:
     from dsft.cli.views.ascii import to_encodable
     from dsft.cli.views.monitor.plain_lines import format_sample
 
-    for line in format_sample(sample, ends_told):
-        output.write(to_encodable(line, output.stdout.encoding))
+    ends_told: set[str] = set()
+    problems_told: dict[int | None, Problem] = {}
+
+    def write(sample: Sample) -> None:
+        for line in format_sample(sample, ends_told, problems_told):
+            output.write(to_encodable(line, output.stdout.encoding))
+
+    return write

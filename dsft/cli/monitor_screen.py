@@ -122,12 +122,13 @@ class _Screen:
 
     def take(self, sample: Sample) -> None:
         """Show a sample, and ring when an alert begins to fire with it."""
-        before = self._state.newest
+        before, unknown_before = self._state.newest, self._state.unknown_alerts
         has_begun = self._state.take(sample)
         if has_begun:
             self._attempt(self._console.bell)
         # Alerts go on while the figures stand still.
-        if not self._state.is_paused or before is None or before.alerts != sample.alerts:
+        is_other = before is None or before.alerts != sample.alerts or unknown_before != self._state.unknown_alerts
+        if is_other or not self._state.is_paused:
             self._draw()
 
     def wait(self, due_s: float) -> bool:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dsft.core.units import GIB
 from dsft.monitor.alerts import METRICS
 from dsft.monitor.config import MonitorConfig
 from dsft.monitor.run import watch
-from dsft.monitor.sample import AlertSample, GpuSample, HostSample, Problem, Sample
+from dsft.monitor.sample import AlertSample, GpuSample, HostSample, MigSample, Problem, Sample
 from dsft.monitor.sampler import Sampler
 from dsft.monitor.wait_free import wait_free
 from tests.monitor_readers import (
@@ -82,7 +83,10 @@ class Ended:
     def __init__(self, capsys: Capture, *args: str) -> None:
         self.code = main(["monitor", *args])
         captured = capsys.readouterr()
-        self.out, self.error_lines = captured.out, captured.err.splitlines()
+        self.out = captured.out
+        self.error_lines = [
+            re.sub(r"^(alert|alert over): \d\d:\d\d:\d\d ", r"\1: TIME ", line) for line in captured.err.splitlines()
+        ]
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -169,7 +173,7 @@ def test_a_limit_that_is_passed_is_told_and_ends_once_with_4(machine: Machine, c
     machine.readings = [[HOT, make_gpu(1)]]
     ended = Ended(capsys, "--once", mode, "--alert", "temp>85", "--alert", "TEMP > 85", "--alert", "cpu>99")
     assert ended.code == 4
-    assert ended.error_lines == ["alert: GPU 0: temp is 90 °C (alert temp>85)"]
+    assert ended.error_lines == ["alert: TIME GPU 0: temp is 90 °C (alert temp>85)"]
     if mode == "--json":
         (record,) = ended.records
         assert [(alert["gpu_index"], alert["is_fired"]) for alert in record["alerts"]] == [
@@ -187,7 +191,10 @@ def test_limits_that_are_not_passed_end_with_0(machine: Machine, capsys: Capture
 def test_an_alert_is_told_once_at_its_edge_and_again_when_it_is_over(machine: Machine, capsys: Capture) -> None:
     machine.readings = [[GPU], [HOT], [HOT], [GPU], [GPU], [HOT], [GPU]]
     ended = Ended(capsys, "--json", "--alert", "temp>85", *AT_ONCE, "0.7")
-    begun, over = "alert: GPU 0: temp is 90 °C (alert temp>85)", "alert over: GPU 0: temp is 61 °C (alert temp>85)"
+    begun, over = (
+        "alert: TIME GPU 0: temp is 90 °C (alert temp>85)",
+        "alert over: TIME GPU 0: temp is 61 °C (alert temp>85)",
+    )
     assert ended.error_lines == [begun, over, begun, over]
     assert ended.code == 4  # it had fired, though it no longer does
     assert [record["alerts"][0]["is_fired"] for record in ended.records] == [
@@ -199,10 +206,10 @@ def test_alerts_of_several_gpus_and_limits_are_told_apart(machine: Machine, caps
     machine.readings = [[HOT, make_gpu(1)], [HOT, make_gpu(1, temperature_c=95.0)]]
     ended = Ended(capsys, "--quiet", "--alert", "temp>85", "--alert", "temp>89", *AT_ONCE, "0.2")
     assert ended.error_lines == [
-        "alert: GPU 0: temp is 90 °C (alert temp>85)",
-        "alert: GPU 0: temp is 90 °C (alert temp>89)",
-        "alert: GPU 1: temp is 95 °C (alert temp>85)",
-        "alert: GPU 1: temp is 95 °C (alert temp>89)",
+        "alert: TIME GPU 0: temp is 90 °C (alert temp>85)",
+        "alert: TIME GPU 0: temp is 90 °C (alert temp>89)",
+        "alert: TIME GPU 1: temp is 95 °C (alert temp>85)",
+        "alert: TIME GPU 1: temp is 95 °C (alert temp>89)",
     ]
 
 
@@ -264,6 +271,44 @@ def test_what_the_screen_shows_itself_is_only_remembered(capsys: Capture) -> Non
     teller.take(make_sample())
     assert teller.has_fired
     assert capsys.readouterr().err == ""
+
+
+def test_what_the_screen_has_shown_is_told_afterwards_once_with_the_time_it_began(capsys: Capture) -> None:
+    teller = AlertTeller(Output(), is_silent=True)
+    for second, value in enumerate((5.0, 10.0, 5.0, 11.0)):
+        alerts = [AlertSample("vram>9", "vram", "%", 0, value, value > 9, mig) for mig in (None, 2)]
+        alerts.append(AlertSample("cpu>90", "cpu", "%", None, value, False))
+        teller.take(replace(make_sample(alerts=tuple(alerts)), time=f"2026-01-02T00:00:0{second}+00:00"))
+    teller.tell_untold()
+    teller.tell_untold()
+    begun = datetime.fromisoformat("2026-01-02T00:00:01+00:00").astimezone()
+    assert capsys.readouterr().err.splitlines() == [
+        f"alert: {begun:%H:%M:%S} GPU 0: vram is 10 % (alert vram>9)",
+        f"alert: {begun:%H:%M:%S} GPU 0 MIG 2: vram is 10 % (alert vram>9)",
+    ]
+
+
+def test_lines_tell_a_problem_when_it_begins_and_ends_and_the_host_goes_on(machine: Machine, capsys: Capture) -> None:
+    lost = [GPU, make_lost_gpu(1)]
+    machine.readings = [NO_DRIVER, NO_DRIVER, lost, lost, NO_DRIVER, lost, [GPU, make_gpu(1)]]
+    ended = Ended(capsys, *AT_ONCE, "0.7")
+    lines = [line.partition(" ")[2] for line in ended.out.splitlines()]
+    assert sum(line.startswith("host: ") for line in lines) == 7
+    assert [line for line in lines if not line.startswith("host: ") and "memory" not in line] == [
+        NO_DRIVER.found,
+        f"GPU 1: {LOST.found}",
+        "GPUs can be read again",
+        NO_DRIVER.found,
+        "GPUs can be read again",
+        "GPU 1 can be read again",
+    ]
+
+
+def test_waiting_names_the_mig_instance_that_has_room(machine: Machine, capsys: Capture) -> None:
+    parts = tuple(MigSample(index, f"MIG-{index}", None, 0, 0, index * GIB, 16 * GIB) for index in (1, 5))
+    machine.readings = [[make_gpu(1, is_mig_enabled=True, migs=parts)]]
+    ended = Ended(capsys, "--wait-free", "4")
+    assert (ended.code, ended.out, ended.error_lines) == (0, "MIG-5\n", ["GPU 1 MIG 5 has 5.0 GiB free."])
 
 
 class FakeTerminal(io.StringIO):

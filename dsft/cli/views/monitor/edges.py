@@ -1,17 +1,16 @@
 """What frames the monitor's screen: alerts that fire at the top, keys and time at the bottom, help in between."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from dsft.cli.views.monitor.line import Line, join_fitting, wrap_words
-from dsft.cli.views.monitor.plain_lines import describe_alert
+from dsft.cli.views.monitor.plain_lines import describe_alert, format_clock, name_place
 from dsft.cli.views.monitor.state import MonitorState
 from dsft.monitor.sample import AlertSample, Sample
 
 ALERT_RANK = 90
 """Of the rows that alerts stand in; one less for how many more there are."""
 
-_FOOTER_RANK = 100
+_FOOTER_RANK, _UNKNOWN_RANK = 100, 60
 _ALERT_STYLE = "bold reverse red"
 _MAX_ALERTS = 3
 
@@ -46,6 +45,20 @@ def draw_alerts(alerts: Sequence[AlertSample], width: int, most: int = _MAX_ALER
     for row in rows:
         row.clip(width)
         row.parts = [(text, _ALERT_STYLE) for text, _ in row.fill(width).parts]
+    return rows
+
+
+def draw_unknown_alerts(alerts: Sequence[AlertSample], width: int) -> list[Line]:
+    """Draw a row for each limit that can't be judged, with those who do not tell its value."""
+    places: dict[str, list[str]] = {}
+    for alert in alerts:
+        places.setdefault(alert.alert, []).append(name_place(alert))
+    rows = []
+    for limit, names in places.items():
+        first, *others = names
+        who = ", ".join([first, *(name.removeprefix("GPU ") for name in others)])
+        row = Line(f" {limit}: {who} {'do' if others else 'does'} not tell it", "dim", _UNKNOWN_RANK)
+        rows.append(row.clip(width))
     return rows
 
 
@@ -88,4 +101,4 @@ def draw_help(width: int) -> list[Line]:
 
 
 def _format_clock(sample: Sample | None) -> str:
-    return "" if sample is None else datetime.fromisoformat(sample.time).astimezone().strftime("%H:%M:%S")
+    return "" if sample is None else format_clock(sample.time)

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from rich.console import RenderableType
 
-from dsft.cli.views.monitor.edges import ALERT_RANK, draw_alerts, draw_footer, draw_help
+from dsft.cli.views.monitor.edges import ALERT_RANK, draw_alerts, draw_footer, draw_help, draw_unknown_alerts
 from dsft.cli.views.monitor.gpu import CHARTS_WIDTH, draw_dense_gpu, draw_gpu, draw_gpu_with_charts, draw_problem
 from dsft.cli.views.monitor.gpu_rows import GPU_ROW_RANK, add_num_hidden, draw_gpu_rows
 from dsft.cli.views.monitor.host import draw_brief_host, draw_host
@@ -129,7 +129,13 @@ class _Parts:
     def above(self, plan: _Plan, num_more_rows: int = 0) -> list[Line]:
         """Return what stands above the processes: alerts, GPUs (charts by some rows higher), runs."""
         alerts = self._once("alerts", lambda: draw_alerts(self.alerts, self.width))
-        return [*alerts, *self._draw_gpus(plan.gpus, num_more_rows), *self._draw_runs(is_full=plan.has_full_runs)]
+        unknown = self._once("unknown", lambda: draw_unknown_alerts(self.state.unknown_alerts, self.width))
+        return [
+            *alerts,
+            *unknown,
+            *self._draw_gpus(plan.gpus, num_more_rows),
+            *self._draw_runs(is_full=plan.has_full_runs),
+        ]
 
     def ended_runs(self, room: int) -> list[Line]:
         """Return so many rows of runs that have ended at most."""

@@ -6,21 +6,26 @@ from datetime import datetime
 from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share
 from dsft.cli.views.monitor.run_words import describe_outcome, describe_stage, name_runs
 from dsft.core.units import GIB, format_count, format_duration, format_gib
-from dsft.monitor.sample import AlertSample, GpuSample, HostSample, MigSample, RunSample, Sample
+from dsft.monitor.sample import AlertSample, GpuSample, HostSample, MigSample, Problem, RunSample, Sample
 from dsft.monitor.throttle import explain_reasons
 
 
-def format_sample(sample: Sample, ends_told: set[str] | None = None) -> Iterator[str]:
+def format_sample(
+    sample: Sample, ends_told: set[str] | None = None, problems_told: dict[int | None, Problem] | None = None
+) -> Iterator[str]:
     """Return a line for each GPU, MIG instance, run and the host; each begins with the time of day here.
 
     Args:
         sample: What is told.
         ends_told: Runs whose end was told before, which is told once; those of this sample are added.
+        problems_told: Why GPUs, by their index, or all of them (None) can't be read, as was told before; told again
+            only when it changes, and brought up to date.
     """
-    clock = f"{datetime.fromisoformat(sample.time).astimezone():%H:%M:%S}"
-    if sample.problem is not None:
-        yield f"{clock} {sample.problem.found}"
+    clock = format_clock(sample.time)
+    yield from (f"{clock} {line}" for line in _format_problems(sample, {} if problems_told is None else problems_told))
     for gpu in sample.gpus:
+        if gpu.problem is not None:
+            continue
         yield f"{clock} GPU {gpu.index}: {' · '.join(_gpu_parts(gpu))}"
         for mig in gpu.migs:
             yield f"{clock} GPU {gpu.index} MIG {mig.index}: {' · '.join(_memory_and_processes(mig))}"
@@ -29,19 +34,39 @@ def format_sample(sample: Sample, ends_told: set[str] | None = None) -> Iterator
         yield f"{clock} host: {' · '.join(_host_parts(sample.host))}"
 
 
+def format_clock(time: str) -> str:
+    """Return the time of day here of a sample's time."""
+    return f"{datetime.fromisoformat(time).astimezone():%H:%M:%S}"
+
+
+def name_place(alert: AlertSample) -> str:
+    """Return what an alert is about: `host`, `GPU 0` or `GPU 0 MIG 2`."""
+    if alert.gpu_index is None:
+        return "host"
+    return f"GPU {alert.gpu_index}" + (f" MIG {alert.mig_index}" if alert.mig_index is not None else "")
+
+
 def describe_alert(alert: AlertSample) -> str:
     """Return what an alert says, e.g. `GPU 0: vram is 97.2 % (alert vram>95)`."""
-    place = "host" if alert.gpu_index is None else f"GPU {alert.gpu_index}"
+    place = name_place(alert)
     if alert.value is None:
         return f"{place}: {alert.metric} is not told, so the alert {alert.alert} can't be judged"
     value = f"{alert.value:.2f}".rstrip("0").rstrip(".")
     return f"{place}: {alert.metric} is {value} {alert.unit} (alert {alert.alert})"
 
 
+def _format_problems(sample: Sample, told: dict[int | None, Problem]) -> Iterator[str]:
+    now: dict[int | None, Problem | None] = {gpu.index: gpu.problem for gpu in sample.gpus}
+    now[None] = sample.problem
+    for index, problem in now.items():
+        if problem is not None and told.get(index) != problem:
+            told[index] = problem
+            yield problem.found if index is None else f"GPU {index}: {problem.found}"
+        elif problem is None and told.pop(index, None) is not None:
+            yield "GPUs can be read again" if index is None else f"GPU {index} can be read again"
+
+
 def _gpu_parts(gpu: GpuSample) -> Iterator[str]:
-    if gpu.problem is not None:
-        yield gpu.problem.found
-        return
     memory, *processes = _memory_and_processes(gpu)
     yield memory
     yield f"util {format_figure(gpu.gpu_utilization_percent, '%')}"

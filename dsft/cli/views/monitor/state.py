@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import islice
 
-from dsft.cli.views.monitor.fired import FiredAlerts
-from dsft.monitor.sample import GpuSample, ProcessSample, Sample
+from dsft.cli.views.monitor.fired import FiredAlerts, UnknownAlerts
+from dsft.monitor.sample import AlertSample, GpuSample, ProcessSample, Sample
 from dsft.monitor.shares import vram_percent
 
 HISTORY_LENGTH = 600
@@ -61,6 +61,7 @@ class MonitorState:
         is_paused: Whether the screen stands still. Samples go on being taken, for the history, alerts and a CSV file.
         shows_help: Whether the keys are explained instead of all else.
         has_keys: Whether anything can be typed.
+        unknown_alerts: Limits that can't be judged now.
     """
 
     def __init__(self, interval_s: float, *, has_keys: bool = True) -> None:
@@ -74,7 +75,9 @@ class MonitorState:
         self.newest: Sample | None = None
         self._histories: dict[str | int, GpuHistory] = {}
         self._shown_histories = self._histories
+        self.unknown_alerts: list[AlertSample] = []
         self._fired = FiredAlerts()
+        self._unknown = UnknownAlerts()
 
     def take(self, sample: Sample) -> bool:
         """Take the newest sample, and return whether an alert began to fire with it."""
@@ -83,6 +86,8 @@ class MonitorState:
             self._histories.setdefault(_identify(gpu), GpuHistory()).take(gpu)
         if not self.is_paused:
             self.sample = sample
+        self._unknown.take(sample.alerts)
+        self.unknown_alerts = self._unknown.now
         return any(alert.is_fired for alert in self._fired.take(sample.alerts))
 
     def history(self, gpu: GpuSample) -> GpuHistory:
