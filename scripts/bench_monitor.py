@@ -79,12 +79,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="how long each is measured (default: 60)")
     parser.add_argument("--processes", type=int, default=20, help="programs that use the GPU meanwhile (default: 20)")
     parser.add_argument("--rounds", type=int, default=1, help="how often each is measured, by turns (default: 1)")
+    parser.add_argument("--only", action="append", choices=COMMANDS, help="measure this one; may be repeated")
     parser.add_argument("--out", type=Path, help="file for the figures")
     options = parser.parse_args()
 
     driver, gpu_name = read_gpu()
-    present = {name: command for name, command in COMMANDS.items() if find_version(name) is not None}
-    for name in COMMANDS.keys() - present.keys():
+    asked = {name: COMMANDS[name] for name in options.only or COMMANDS}
+    present = {name: command for name, command in asked.items() if find_version(name) is not None}
+    for name in asked.keys() - present.keys():
         print(f"{name} is not installed and left out", file=sys.stderr)
     costs: list[Cost] = []
     with gpu_processes(options.processes):
