@@ -1,5 +1,6 @@
 """Samples where there is no live screen: a table for `--once`, lines, JSON objects; and what fires is told."""
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def _show_once(sample: Sample, output: Output) -> None:
     from dsft.cli.views.ascii import AsciiFallback
     from dsft.cli.views.monitor.layout import render_sample
 
-    output.show(AsciiFallback(render_sample(sample, output.stdout.width)))
+    output.show(AsciiFallback(render_sample(sample, output.stdout.width, socket.gethostname())))
 
 
 def _make_line_writer(output: Output) -> Callable[[Sample], None]:

@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -95,7 +96,7 @@ class _Screen:
         self._terminal = terminal
         self._signals = signals
         self._keyboard: Keyboard = find_keyboard()
-        self._state = MonitorState(interval_s, has_keys=self._keyboard.has_keys)
+        self._state = MonitorState(interval_s, has_keys=self._keyboard.has_keys, host_name=socket.gethostname())
         self._num_processes = self._num_shown = 0
         self._is_gone = False
         self._live = Live(

@@ -105,11 +105,13 @@ def test_s_goes_through_the_orders_which_are_named_and_begins_at_the_top() -> No
     state = make_state(make_sample(gpus=(make_gpu(processes=make_crowd(20)),)))
     state.scroll = 7
     names = []
-    for _ in range(5):
+    for _ in range(6):
         names.append(next(row for row in draw(state) if "processes" in row))
         assert state.press("s", 20, 4)
         assert state.scroll == 0
-    for name, words in zip(names, ("most memory first", "by PID", "by user", "by GPU", "by command"), strict=True):
+    for name, words in zip(
+        names, ("most memory first", "most SM first", "by PID", "by user", "by GPU", "by command"), strict=True
+    ):
         assert words in name
     assert state.order is SortOrder.MEMORY
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dsft.cli.views.monitor.line import Line, join_fitting, wrap_words
+from dsft.cli.views.monitor.line import Line, join_fitting, printable, wrap_words
 from dsft.cli.views.monitor.plain_lines import describe_alert, format_clock, name_place
 from dsft.cli.views.monitor.state import MonitorState
 from dsft.monitor.sample import AlertSample, Sample
@@ -17,7 +17,7 @@ _MAX_ALERTS = 3
 _KEYS = (
     ("q, Esc", "quit"),
     ("p", "pause: the figures stand still; history, alerts and a CSV file go on"),
-    ("s", "sort the processes: by memory, PID, user, GPU, command"),
+    ("s", "sort the processes: by memory, SM share, PID, user, GPU, command"),
     ("↑ ↓", "scroll the processes by one; PgUp and PgDn by what the screen shows, Home and End to either end"),
     ("h, ?", "this help; any key leaves it"),
     ("Ctrl-Z", "stop; `fg` goes on"),
@@ -74,6 +74,9 @@ def draw_footer(state: MonitorState, width: int) -> Line:
     row = join_fitting(fields, room, _KEY_GAP, rank=_FOOTER_RANK)
     interval = Line(f"every {state.interval_s:g} s · ", "dim")
     right = interval.join(clock) if row.width + interval.width + clock.width + 2 <= width else clock
+    if state.host_name and state.sample is not None and state.sample.host is None:  # which has no row to be named in
+        name = Line(printable(state.host_name), "bold").add(" · ", "dim")
+        right = name.join(right) if row.width + name.width + right.width + 2 <= width else right
     return row.fill(width - right.width).join(right).clip(width)
 
 

@@ -4,6 +4,7 @@ from dsft.cli.views.monitor.figures import format_figure, format_memory, format_
 from dsft.cli.views.monitor.gpu_bars import NARROW, draw_charts, draw_meter_pair, draw_meters, has_spark_columns
 from dsft.cli.views.monitor.gpu_facts import (
     describe_clocks,
+    describe_driver,
     describe_ecc,
     describe_heat,
     describe_mode,
@@ -14,9 +15,17 @@ from dsft.cli.views.monitor.gpu_facts import (
     is_braked,
     name_mig,
 )
-from dsft.cli.views.monitor.line import Line, draw_heading, flow_lines, join_fitting, labelled, wrap_words
+from dsft.cli.views.monitor.line import (
+    Line,
+    draw_heading,
+    fits_in_heading,
+    flow_lines,
+    join_fitting,
+    labelled,
+    wrap_words,
+)
 from dsft.cli.views.monitor.state import GpuHistory
-from dsft.monitor.sample import GpuSample, MigSample, Problem
+from dsft.monitor.sample import DriverSample, GpuSample, MigSample, Problem
 from dsft.monitor.shares import vram_percent
 
 CHARTS_WIDTH = 130
@@ -30,13 +39,25 @@ _HEADING_RANK, _FACTS_RANK, _THROTTLE_RANK, _BRAKE_RANK = 55, 42, 50, 75
 _MIG_NAME_WIDTH, _MIG_FIGURES_WIDTH, _MAX_MIG_BAR_WIDTH = 22, 18, 40
 
 
-def draw_gpu(gpu: GpuSample, history: GpuHistory | None, width: int) -> list[Line]:
-    """Draw a GPU with a row for each figure, and its history beside it where there is one."""
-    return [_draw_heading(gpu, width), *_draw_figures(gpu, history, width), *_draw_migs(gpu, width)]
+def draw_gpu(gpu: GpuSample, history: GpuHistory | None, width: int, driver: DriverSample | None = None) -> list[Line]:
+    """Draw a GPU with a row for each figure, and its history beside it where there is one.
+
+    Args:
+        gpu: The GPU.
+        history: Its last samples.
+        width: Of the rows.
+        driver: Told in the heading, if there is room.
+    """
+    return [_draw_heading(gpu, width, driver), *_draw_figures(gpu, history, width), *_draw_migs(gpu, width)]
 
 
 def draw_gpu_with_charts(
-    gpu: GpuSample, history: GpuHistory, interval_s: float, width: int, num_more_rows: int = 0
+    gpu: GpuSample,
+    history: GpuHistory,
+    interval_s: float,
+    width: int,
+    num_more_rows: int = 0,
+    driver: DriverSample | None = None,
 ) -> list[Line]:
     """Draw a GPU with a row for each figure, and charts of memory and use beside them.
 
@@ -46,19 +67,20 @@ def draw_gpu_with_charts(
         interval_s: Time between them.
         width: Of the rows.
         num_more_rows: By how many rows the charts are higher than the figures.
+        driver: Told in the heading, if there is room.
     """
     if gpu.problem is not None:
-        return draw_gpu(gpu, history, width)
-    figures = _draw_figures(gpu, history, _FIGURES_WIDTH) + [Line() for _ in range(num_more_rows)]
+        return draw_gpu(gpu, history, width, driver)
+    figures = _draw_figures(gpu, history, _FIGURES_WIDTH, has_charts=True) + [Line() for _ in range(num_more_rows)]
     room = _FIGURES_WIDTH + _CHART_GAP
     charts = draw_charts(gpu, history, interval_s, width - room, len(figures))
     rows = [row.clip(_FIGURES_WIDTH).fill(room).join(chart) for row, chart in zip(figures, charts, strict=True)]
-    return [_draw_heading(gpu, width), *rows, *_draw_migs(gpu, width)]
+    return [_draw_heading(gpu, width, driver), *rows, *_draw_migs(gpu, width)]
 
 
-def draw_dense_gpu(gpu: GpuSample, history: GpuHistory, width: int) -> list[Line]:
-    """Draw a GPU in few rows."""
-    rows = [_draw_heading(gpu, width)]
+def draw_dense_gpu(gpu: GpuSample, history: GpuHistory, width: int, driver: DriverSample | None = None) -> list[Line]:
+    """Draw a GPU in few rows, with the driver in the heading, if there is room."""
+    rows = [_draw_heading(gpu, width, driver)]
     if gpu.problem is not None:
         return rows + draw_problem(gpu.problem, width)
     rows += draw_meter_pair(gpu, history, width)
@@ -78,14 +100,18 @@ def draw_problem(problem: Problem, width: int) -> list[Line]:
     return [*wrap_words(problem.found, width, "bold red", rank=79), *wrap_words(problem.fix, width, rank=61)]
 
 
-def _draw_heading(gpu: GpuSample, width: int) -> Line:
-    return draw_heading(describe_name(gpu), width, describe_mode(gpu), rank=_HEADING_RANK)
+def _draw_heading(gpu: GpuSample, width: int, driver: DriverSample | None) -> Line:
+    title, mode = describe_name(gpu), describe_mode(gpu)
+    full = describe_driver(driver)
+    full.add(" · " if full.width and mode.width else "", "dim").join(mode)
+    note = full if fits_in_heading(title, full, width) else mode
+    return draw_heading(title, width, note, rank=_HEADING_RANK)
 
 
-def _draw_figures(gpu: GpuSample, history: GpuHistory | None, width: int) -> list[Line]:
+def _draw_figures(gpu: GpuSample, history: GpuHistory | None, width: int, *, has_charts: bool = False) -> list[Line]:
     if gpu.problem is not None:
         return draw_problem(gpu.problem, width)
-    rows = draw_meters(gpu, history, width)
+    rows = draw_meters(gpu, history, width, has_charts=has_charts)
     is_narrow = width < NARROW
     facts = [*describe_clocks(gpu, is_short=is_narrow), *describe_pcie(gpu, is_short=is_narrow)]
     heat = flow_lines(describe_heat(gpu), width)

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsft.cli.views.drawing import draw_history
 from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share, heat_style, level_style
@@ -22,6 +22,10 @@ _PAIR_GAP = 3
 _MIN_SPARK_WIDTH = 8
 _PERCENT_WIDTH = 5
 _UTIL_STYLE = "cyan"
+_NUM_CHARTS = 2
+"""Of the meters, the first ones."""
+
+_SCALE_WIDTH = 6
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,12 @@ class _Columns:
     spark: int
 
 
-def draw_meters(gpu: GpuSample, history: GpuHistory | None, width: int) -> list[Line]:
-    """Draw memory, use, bandwidth, power and temperature, a row each."""
+def draw_meters(gpu: GpuSample, history: GpuHistory | None, width: int, *, has_charts: bool = False) -> list[Line]:
+    """Draw memory, use, bandwidth, power and temperature, a row each; without the history of what has a chart."""
     columns = _lay_out(width, has_history=history is not None)
-    meters = list_meters(gpu, history, " of " if width >= NARROW else "/")
+    meters = list(list_meters(gpu, history, " of " if width >= NARROW else "/"))
+    if has_charts:
+        meters[:_NUM_CHARTS] = [replace(meter, values=None) for meter in meters[:_NUM_CHARTS]]
     return [_draw_meter(meter, columns, width) for meter in meters]
 
 
@@ -163,6 +169,13 @@ def _draw_spark(meter: Meter, width: int) -> str:
 
 
 def _draw_chart(meter: Meter, interval_s: float, width: int, height: int) -> list[Line]:
-    caption = Line(f"{meter.label}, last {format_duration(width * interval_s)}", "dim")
-    rows = draw_history(newest(meter.values or (), width), height - 1) if height > 1 else []
-    return [caption, *(Line(row, meter.style) for row in rows)]
+    values = meter.values or ()
+    width -= _SCALE_WIDTH
+    caption = Line(f"{meter.label}, last {format_duration(min(len(values), width) * interval_s)}", "dim")
+    shown = newest(values, width)
+    rows = draw_history(shown, height - 1) if height > 1 else []
+    marks = [""] * len(rows)
+    if len(rows) > 1 and any(value is not None for value in shown):
+        marks[0], marks[-1] = "100 %", "0 %"
+    scales = [Line(f"{mark:>{_SCALE_WIDTH - 1}} ", "dim") for mark in marks]
+    return [caption, *(scale.add(row, meter.style) for scale, row in zip(scales, rows, strict=True))]

@@ -2,7 +2,7 @@
 
 from dsft.cli.views.monitor.figures import MISSING, format_figure, format_rate, format_share, heat_style
 from dsft.cli.views.monitor.line import Line, labelled, printable
-from dsft.monitor.sample import GpuSample, MigSample
+from dsft.monitor.sample import DriverSample, GpuSample, MigSample
 from dsft.monitor.throttle import explain_reasons
 
 
@@ -14,6 +14,16 @@ def describe_name(gpu: GpuSample) -> Line:
 def name_mig(mig: MigSample) -> str:
     """Return an instance's index and profile, e.g. `MIG 2 1g.18gb`: its name begins with that of the GPU."""
     return f"MIG {mig.index} {printable(mig.name or MISSING).rpartition('MIG ')[2]}"
+
+
+def describe_driver(driver: DriverSample | None) -> Line:
+    """Return the versions of the driver and of CUDA, as far as they are told."""
+    parts = []
+    if driver is not None and driver.version is not None:
+        parts.append(f"driver {printable(driver.version)}")
+    if driver is not None and driver.cuda_version is not None:
+        parts.append(f"CUDA {printable(driver.cuda_version)}")
+    return Line(" · ".join(parts), "dim")
 
 
 def describe_mode(gpu: GpuSample) -> Line:

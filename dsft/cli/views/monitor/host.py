@@ -1,9 +1,18 @@
 """The host on the monitor's screen: processor, memory, disk and swap."""
 
 import math
+from collections.abc import Sequence
 
 from dsft.cli.views.monitor.figures import MISSING, format_figure, format_memory, format_rate, level_style
-from dsft.cli.views.monitor.line import Line, draw_heading, flow_lines, join_fitting, labelled
+from dsft.cli.views.monitor.line import (
+    Line,
+    draw_heading,
+    fits_in_heading,
+    flow_lines,
+    join_fitting,
+    labelled,
+    printable,
+)
 from dsft.core.units import GIB
 from dsft.monitor.sample import HostSample
 from dsft.monitor.shares import disk_percent, ram_percent, swap_percent
@@ -16,13 +25,19 @@ _LARGE_BYTES = 100 * GIB
 """From here on figures have no decimals."""
 
 
-def draw_host(host: HostSample, width: int) -> list[Line]:
-    """Draw the host with bars, in as many columns as there is room for."""
+def draw_host(host: HostSample, width: int, about: Sequence[str] = ()) -> list[Line]:
+    """Draw the host with bars, in as many columns as there is room for.
+
+    Args:
+        host: The host.
+        width: Of the rows.
+        about: What else is told in its heading, the first of it most of all, as far as there is room.
+    """
     meters = _list_meters(host)
     num_columns = max(1, min(len(meters), (width + _CELL_GAP) // (_MIN_CELL_WIDTH + _CELL_GAP)))
     num_columns = math.ceil(len(meters) / math.ceil(len(meters) / num_columns))  # as even as it can be
     cell_width = (width - _CELL_GAP * (num_columns - 1)) // num_columns
-    rows = [draw_heading(Line("host", "bold cyan"), width, _describe_traffic(host), rank=_HEADING_RANK)]
+    rows = [_draw_heading(host, width, about)]
     for first in range(0, len(meters), num_columns):
         row = Line(rank=_RANK)
         for column, (label, percent, figures) in enumerate(meters[first : first + num_columns]):
@@ -31,12 +46,26 @@ def draw_host(host: HostSample, width: int) -> list[Line]:
     return rows
 
 
-def draw_brief_host(host: HostSample, width: int) -> list[Line]:
-    """Draw the host in one row."""
+def _draw_heading(host: HostSample, width: int, about: Sequence[str]) -> Line:
+    title, traffic = Line("host", "bold cyan"), _describe_traffic(host)
+    gap = " "
+    for words in about:
+        longer = Line().join(title).add(f"{gap}{printable(words)}", "bold" if gap == " " else "dim")
+        if fits_in_heading(longer, traffic, width):
+            title, gap = longer, " · "
+    return draw_heading(title, width, traffic, rank=_HEADING_RANK)
+
+
+def draw_brief_host(host: HostSample, width: int, name: str = "") -> list[Line]:
+    """Draw the host in one row, with its name if there is room."""
     parts = [
         labelled(label, format_figure(percent, "%"), level_style(percent)) for label, percent, _ in _list_meters(host)
     ]
-    return flow_lines([Line("host", "bold cyan"), *parts] if width >= _MIN_CELL_WIDTH else parts, width, rank=_RANK)[:1]
+    if width < _MIN_CELL_WIDTH:
+        return flow_lines(parts, width, rank=_RANK)[:1]
+    row, *rest = flow_lines([Line("host", "bold cyan"), *parts], width, rank=_RANK)
+    name_line = Line(" · ", "dim").add(printable(name), "bold")
+    return [row.join(name_line) if name and not rest and row.width + name_line.width <= width else row]
 
 
 def _list_meters(host: HostSample) -> list[tuple[str, float | None, str]]:

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from dsft.cli.views.monitor.edges import ALERT_RANK, draw_alerts, draw_footer, draw_help, draw_unknown_alerts
 from dsft.cli.views.monitor.gpu import CHARTS_WIDTH, draw_dense_gpu, draw_gpu, draw_gpu_with_charts, draw_problem
+from dsft.cli.views.monitor.gpu_facts import describe_driver
 from dsft.cli.views.monitor.gpu_rows import GPU_ROW_RANK, add_num_hidden, draw_gpu_rows
 from dsft.cli.views.monitor.host import draw_brief_host, draw_host
 from dsft.cli.views.monitor.line import Line, Rows, draw_heading
@@ -103,9 +104,9 @@ def draw_screen(state: MonitorState, width: int, height: int) -> Frame:
     return Frame([*frame.lines, footer], frame.num_processes, frame.num_shown)
 
 
-def render_sample(sample: Sample, width: int) -> RenderableType:
+def render_sample(sample: Sample, width: int, host_name: str = "") -> RenderableType:
     """Draw a sample by itself, as high as it gets: without histories, keys and time."""
-    state = MonitorState(interval_s=1.0, has_keys=False)
+    state = MonitorState(interval_s=1.0, has_keys=False, host_name=host_name)
     state.take(sample)
     parts = _Parts(state, sample, width, has_histories=False)
     num_processes = len(parts.processes)
@@ -146,8 +147,12 @@ class _Parts:
         host = self.sample.host
         if host is None:
             return []
-        draw = draw_host if plan.has_full_host else draw_brief_host
-        return self._once(draw, lambda: draw(host, self.width))
+        if not plan.has_full_host:
+            return self._once(draw_brief_host, lambda: draw_brief_host(host, self.width, self.state.host_name))
+        about = [self.state.host_name] if self.state.host_name else []
+        if plan.gpus is GpuForm.TABLE:  # which has no headings to tell it in
+            about += [driver.plain] if (driver := describe_driver(self.sample.driver)).width else []
+        return self._once((draw_host, plan.gpus is GpuForm.TABLE), lambda: draw_host(host, self.width, about))
 
     def num_process_rows(self, num_shown: int) -> int:
         """Return how many rows the table of so many processes takes."""
@@ -178,7 +183,8 @@ class _Parts:
     def _draw_gpus(self, form: GpuForm, num_more_rows: int) -> list[Line]:
         problem, gpus = self.sample.problem, self.sample.gpus
         if not gpus:
-            heading = draw_heading(Line("GPUs", "bold cyan"), self.width, rank=_EMPTY_HEADING_RANK)
+            driver = describe_driver(self.sample.driver)
+            heading = draw_heading(Line("GPUs", "bold cyan"), self.width, driver, rank=_EMPTY_HEADING_RANK)
             return [heading, *(draw_problem(problem, self.width) if problem is not None else [])]
         if form is GpuForm.TABLE:
             return self._once(form, lambda: draw_gpu_rows(gpus, self.width))
@@ -190,11 +196,12 @@ class _Parts:
     def _draw_blocks(self, form: GpuForm, width: int, num_more_rows: int) -> list[list[Line]]:
         def draw(gpu: GpuSample) -> list[Line]:
             history = self.state.history(gpu)
+            driver = self.sample.driver if gpu is self.sample.gpus[0] else None
             if form is GpuForm.CHARTS:
-                return draw_gpu_with_charts(gpu, history, self.state.interval_s, width, num_more_rows)
+                return draw_gpu_with_charts(gpu, history, self.state.interval_s, width, num_more_rows, driver)
             if form is GpuForm.DENSE:
-                return draw_dense_gpu(gpu, history, width)
-            return draw_gpu(gpu, history if self._has_histories else None, width)
+                return draw_dense_gpu(gpu, history, width, driver)
+            return draw_gpu(gpu, history if self._has_histories else None, width, driver)
 
         return [draw(gpu) for gpu in self.sample.gpus]
 

@@ -164,6 +164,12 @@ def join_fitting(fields: Sequence[tuple[int, Line]], width: int, gap: str = "  "
     return row.clip(width)
 
 
+def fits_in_heading(title: Line, note: Line, width: int) -> bool:
+    """Return whether a heading of a width has room for both."""
+    edges = 2 * len("── ") if width >= _MIN_RULED_WIDTH else 0
+    return title.width + note.width + edges + 4 <= width
+
+
 def draw_heading(title: Line, width: int, note: Line | None = None, rank: int = 0) -> Line:
     """Draw the heading of a section: a rule with words in it.
 
@@ -175,7 +181,7 @@ def draw_heading(title: Line, width: int, note: Line | None = None, rank: int = 
     """
     row = Line("── " if width >= _MIN_RULED_WIDTH else "", "dim", rank).join(title)
     end = 3 if width >= _MIN_RULED_WIDTH else 0
-    if note is not None and note.width and row.width + note.width + end + 4 <= width:
+    if note is not None and note.width and fits_in_heading(title, note, width):
         row.add(" " + "─" * (width - row.width - note.width - end - 2) + " ", "dim").join(note)
     if row.width + 2 <= width:
         row.add(" " + "─" * (width - row.width - 1), "dim")

@@ -136,14 +136,14 @@ def _format_pid(process: ProcessSample) -> str:
 
 
 def _describe_command(process: ProcessSample, run_pids: set[int]) -> Line:
-    if not process.is_visible:
-        return Line("not visible from here (another container, or hidden)", "dim")
     line = Line()
+    kind = f"{process.kind} " if "graphics" in process.kind else ""  # nearly all only compute
+    if not process.is_visible:
+        return line.add(f"{kind}not visible from here (another container, or hidden)", "dim")
     # A run's PID counts in its own container, so that only one outside of any is known to be the same process.
     if process.pid in run_pids and process.container_pid is None:
         line.add(f"{_RUN_MARK} ", "bold cyan")
-    if process.kind == "graphics":
-        line.add("graphics ", "dim")
+    line.add(kind, "dim")
     return line.add(printable(process.command)) if process.command else line.add(MISSING, "dim")
 
 

@@ -17,6 +17,7 @@ class SortOrder(StrEnum):
     """What the processes are sorted by; the values are what the screen calls it."""
 
     MEMORY = "most memory first"
+    SM = "most SM first"
     PID = "by PID"
     USER = "by user"
     GPU = "by GPU"
@@ -52,6 +53,8 @@ class MonitorState:
 
     Args:
         interval_s: Time from one sample to the next.
+        has_keys: Whether anything can be typed.
+        host_name: Of this machine, told where there is room; empty for not at all.
 
     Attributes:
         sample: What is shown; None before the first one.
@@ -60,12 +63,12 @@ class MonitorState:
         scroll: How many processes are above the first one shown.
         is_paused: Whether the screen stands still. Samples go on being taken, for the history, alerts and a CSV file.
         shows_help: Whether the keys are explained instead of all else.
-        has_keys: Whether anything can be typed.
         unknown_alerts: Limits that can't be judged now.
     """
 
-    def __init__(self, interval_s: float, *, has_keys: bool = True) -> None:
+    def __init__(self, interval_s: float, *, has_keys: bool = True, host_name: str = "") -> None:
         self.interval_s = interval_s
+        self.host_name = host_name
         self.has_keys = has_keys
         self.sample: Sample | None = None
         self.order = SortOrder.MEMORY
@@ -164,9 +167,9 @@ def list_processes(sample: Sample, order: SortOrder) -> list[tuple[str, ProcessS
     # The list comes by GPU, and each GPU's by memory; sorting keeps that among equals.
     match order:
         case SortOrder.MEMORY:
-            found.sort(
-                key=lambda row: -1 if row[1].memory_used_bytes is None else row[1].memory_used_bytes, reverse=True
-            )
+            found.sort(key=lambda row: _with_untold_least(row[1].memory_used_bytes), reverse=True)
+        case SortOrder.SM:
+            found.sort(key=lambda row: _with_untold_least(row[1].sm_utilization_percent), reverse=True)
         case SortOrder.PID:
             found.sort(key=lambda row: row[1].pid)
         case SortOrder.USER:
@@ -174,6 +177,10 @@ def list_processes(sample: Sample, order: SortOrder) -> list[tuple[str, ProcessS
         case SortOrder.COMMAND:
             found.sort(key=lambda row: (row[1].command is None, row[1].command or ""))
     return found
+
+
+def _with_untold_least(value: float | None) -> float:
+    return -1 if value is None else value
 
 
 def _identify(gpu: GpuSample) -> str | int:
