@@ -18,6 +18,9 @@ from dsft.monitor.config import MonitorConfig
 if TYPE_CHECKING:
     from dsft.monitor.sample import Sample
 
+_STDOUT_NAMES = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+"""What --csv takes for stdout, which is written by one alone."""
+
 _WATCHED_PANEL = "What is watched"
 _SCRIPTS_PANEL = "For scripts"
 
@@ -68,11 +71,11 @@ def monitor(
         bool, typer.Option("--once", help="Take one sample and end.", rich_help_panel=_SCRIPTS_PANEL)
     ] = False,
     csv_file: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="Append a row for each GPU and sample to a CSV file.",
+            help="Append a row for each GPU and sample to a CSV file; - writes them to stdout, in place of all else.",
             rich_help_panel=_SCRIPTS_PANEL,
         ),
     ] = None,
@@ -115,7 +118,7 @@ def monitor(
         raise typer.Exit(ExitCode.TERMINATED) from None
 
 
-def _check_wait(config: MonitorConfig, free_gib: float, csv_file: Path | None) -> None:
+def _check_wait(config: MonitorConfig, free_gib: float, csv_file: str | None) -> None:
     if not 0 < free_gib * GIB < float("inf"):
         raise ConfigError(f"--wait-free is {free_gib:g}.", "Give GiB, more than 0, e.g. --wait-free 20.")
     others = {
@@ -129,22 +132,28 @@ def _check_wait(config: MonitorConfig, free_gib: float, csv_file: Path | None) -
             raise ConfigError(f"--wait-free and {option} do not go together.", "Give one of them.")
 
 
-def _watch(config: MonitorConfig, output: Output, csv_file: Path | None) -> None:
-    from dsft.cli.monitor_records import AlertTeller, make_sink, written_whole
+def _watch(config: MonitorConfig, output: Output, csv_file: str | None) -> None:
+    from dsft.cli.monitor_records import AlertTeller, make_csv_sink, make_sink, written_whole
     from dsft.cli.views.event_view import can_redraw
     from dsft.monitor.run import open_sampler, watch
 
     is_live = output.mode is Mode.HUMAN and not config.is_once and can_redraw(output.stdout) and _has_terminal_name()
+    rows_to_stdout = csv_file in _STDOUT_NAMES
+    _check_csv(csv_file, output, is_live=is_live)
     # The live screen shows alerts itself.
     teller = AlertTeller(output, is_silent=is_live)
-    sinks: list[Callable[[Sample], None]] = [] if is_live else [make_sink(config, output)]
+    sinks: list[Callable[[Sample], None]] = []
+    if rows_to_stdout:
+        sinks.append(make_csv_sink(output))
+    elif not is_live:
+        sinks.append(make_sink(config, output))
     sinks.append(teller.take)
     sampler = open_sampler(config)
     with ExitStack() as stack:
-        if csv_file is not None:
+        if csv_file is not None and not rows_to_stdout:
             from dsft.monitor.csv_log import CsvLog
 
-            sinks.append(stack.enter_context(CsvLog(csv_file)).write)
+            sinks.append(stack.enter_context(CsvLog(Path(csv_file))).write)
 
         def sink(sample: "Sample") -> None:
             with written_whole():
@@ -161,6 +170,20 @@ def _watch(config: MonitorConfig, output: Output, csv_file: Path | None) -> None
         else:
             last = watch(config, sampler, sink)
     _end(config, output, last, has_fired=teller.has_fired)
+
+
+def _check_csv(csv_file: str | None, output: Output, *, is_live: bool) -> None:
+    if csv_file == "":
+        raise ConfigError("--csv has no file name.", "Give one, or - for stdout.")
+    if csv_file not in _STDOUT_NAMES:
+        return
+    if output.mode is Mode.JSON:
+        raise ConfigError(f"--csv {csv_file} and --json both write to stdout.", "Give one, or a file for --csv.")
+    if is_live:
+        raise ConfigError(
+            f"--csv {csv_file} writes to stdout, where the live screen is.",
+            "Send stdout into a file or pipe, give a file for --csv, or add --quiet for rows alone.",
+        )
 
 
 def _has_terminal_name() -> bool:

@@ -27,6 +27,20 @@ def make_sink(config: MonitorConfig, output: Output) -> Callable[[Sample], None]
     return _make_line_writer(output)
 
 
+def make_csv_sink(output: Output) -> Callable[[Sample], None]:
+    """Return what writes samples to stdout as rows of a CSV file, the names of the columns first."""
+    from dsft.monitor.csv_log import HEADER_ROW, format_rows
+
+    start = HEADER_ROW
+
+    def write(sample: Sample) -> None:
+        nonlocal start
+        output.write(start + format_rows(sample), end="")
+        start = ""
+
+    return write
+
+
 @contextmanager
 def written_whole() -> Iterator[None]:
     """Have a line or row that is begun written to its end, as long as its reader takes it."""

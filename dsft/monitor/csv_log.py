@@ -22,7 +22,21 @@ COLUMNS = (
 )
 """What is not told is an empty cell. Without a usable GPU a row has the host's values alone."""
 
-_HEADER = ",".join(COLUMNS).encode()
+HEADER_ROW = ",".join(COLUMNS) + "\n"
+_HEADER = HEADER_ROW.rstrip().encode()
+
+
+def format_rows(sample: Sample) -> str:
+    """Return a sample as rows, one for each GPU, each with its end."""
+    host = [_cell(getattr(sample.host, name, None)) for name in _HOST_COLUMNS]
+    rows = [[sample.time, *_gpu_cells(gpu), *host] for gpu in sample.gpus]
+    if not rows:
+        problem = sample.problem.kind if sample.problem is not None else ""
+        rows = [[sample.time, *[""] * (len(_GPU_COLUMNS) + 1), problem, *host]]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    # A folder's name need not be text.
+    return text.getvalue().encode(errors="backslashreplace").decode()
 
 
 class CsvLog:
@@ -63,15 +77,7 @@ class CsvLog:
         Raises:
             WriteError: It can't be written.
         """
-        host = [_cell(getattr(sample.host, name, None)) for name in _HOST_COLUMNS]
-        rows = [[sample.time, *_gpu_cells(gpu), *host] for gpu in sample.gpus]
-        if not rows:
-            problem = sample.problem.kind if sample.problem is not None else ""
-            rows = [[sample.time, *[""] * (len(_GPU_COLUMNS) + 1), problem, *host]]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        # A folder's name need not be text.
-        content = self._start + text.getvalue().encode(errors="backslashreplace")
+        content = self._start + format_rows(sample).encode()
         self._start = b""
         try:
             while content:

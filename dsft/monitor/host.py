@@ -91,7 +91,7 @@ class HostReader:
         if total_s <= 0:
             return None
         # The kernel's count of idle time may step back a little.
-        return min(100.0, max(0.0, 100 * (1 - (self._cpu.idle_s - before.idle_s) / total_s)))
+        return round(min(100.0, max(0.0, 100 * (1 - (self._cpu.idle_s - before.idle_s) / total_s))), 1)
 
     def _read_memory(self) -> _Memory:
         values = self._read_meminfo()
@@ -140,7 +140,7 @@ class HostReader:
             sum(self._disks.by_disk[name][side] - before.by_disk[name][side] for name in both) / duration_s
             for side in (0, 1)
         )
-        return (read, written) if read >= 0 and written >= 0 else (None, None)
+        return (round(read, 2), round(written, 2)) if read >= 0 and written >= 0 else (None, None)
 
     def _read_disk_bytes(self) -> _DiskBytes | None:
         by_disk = {}
@@ -184,7 +184,7 @@ def _read_cpu_times() -> _CpuTimes | None:
 
 def _read_load() -> float | None:
     try:
-        return os.getloadavg()[0]
+        return round(os.getloadavg()[0], 2)
     except OSError:
         return None
 

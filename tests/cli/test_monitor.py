@@ -311,6 +311,33 @@ def test_waiting_names_the_mig_instance_that_has_room(machine: Machine, capsys: 
     assert (ended.code, ended.out, ended.error_lines) == (0, "MIG-5\n", ["GPU 1 MIG 5 has 5.0 GiB free."])
 
 
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_rows_go_to_stdout_in_place_of_lines(machine: Machine, capsys: Capture, name: str) -> None:
+    machine.readings = [[GPU, make_gpu(1)]]
+    for mode in ((), ("--quiet",)):
+        ended = Ended(capsys, "--csv", name, *mode, *AT_ONCE, "0.2")
+        assert (ended.code, ended.error_lines) == (0, [])
+        rows = list(csv.DictReader(io.StringIO(ended.out), strict=True))
+        assert [(row["gpu_index"], row["host_num_cpus"]) for row in rows] == [("0", "8"), ("1", "8")] * 2
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--csv", "-", "--json"), "--csv - and --json both write to stdout."),
+        (("--csv", "/dev/stdout", "--json"), "--csv /dev/stdout and --json both write to stdout."),
+        (("--csv", ""), "--csv has no file name."),
+    ],
+)
+def test_rows_that_have_no_place_are_refused(
+    machine: Machine, capsys: Capture, args: tuple[str, ...], words: str
+) -> None:
+    ended = Ended(capsys, *args, *AT_ONCE, "0.2")
+    assert (ended.code, ended.error_lines[0]) == (2, f"error: {words}")
+    assert machine.configs == []
+
+
 class FakeTerminal(io.StringIO):
     """A stderr that says it is a terminal."""
 

@@ -33,3 +33,13 @@ def test_a_terminal_without_a_name_or_abilities_gets_lines(tmp_path: Path, name:
     with Terminal(monitor_command("h200", *BRIEF), 120, 24, tmp_path, {"TERM": name}) as terminal:
         assert terminal.wait_for_end() == 0
         assert ENTER_SCREEN not in terminal.screen.raw and "host: CPU" in terminal.screen.text
+
+
+def test_rows_are_refused_where_the_screen_is_and_come_with_quiet(tmp_path: Path) -> None:
+    with Terminal(monitor_command("h200", *BRIEF, "--csv", "-"), 120, 24, tmp_path) as terminal:
+        assert terminal.wait_for_end() == 2
+        assert "--csv - writes to stdout, where the live screen is." in terminal.screen.text
+    with Terminal(monitor_command("h200", *BRIEF, "--csv", "-", "--quiet"), 120, 24, tmp_path) as terminal:
+        assert terminal.wait_for_end() == 0
+        assert terminal.screen.raw.startswith(b"time,gpu_index,")
+    assert list(tmp_path.iterdir()) == []

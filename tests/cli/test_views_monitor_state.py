@@ -110,7 +110,7 @@ def test_s_goes_through_the_orders_which_are_named_and_begins_at_the_top() -> No
         assert state.press("s", 20, 4)
         assert state.scroll == 0
     for name, words in zip(
-        names, ("most memory first", "most SM first", "by PID", "by user", "by GPU", "by command"), strict=True
+        names, ("most memory first", "by PID", "by user", "by GPU", "by command", "most SM first"), strict=True
     ):
         assert words in name
     assert state.order is SortOrder.MEMORY

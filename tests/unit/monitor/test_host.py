@@ -145,6 +145,26 @@ def test_cpu_is_what_neither_idled_nor_waited_since_the_sample_before(
     assert reader.read().cpu_percent == 100
 
 
+def test_cpu_is_told_in_tenths(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_cpu_times(monkeypatch, user=0.1, idle=100.7)
+    reader = HostReader(root=root)
+    reader.read()
+    set_cpu_times(monkeypatch, user=1.1, idle=102.7)
+    assert reader.read().cpu_percent == 33.3
+    set_cpu_times(monkeypatch, user=1.1 + 1e-10, idle=105.7)
+    assert reader.read().cpu_percent == 0.0
+
+
+def test_rates_and_load_are_told_in_hundredths(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = iter([10.0, 12.1])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock_s))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.123456, 0, 0))
+    reader = HostReader(root=root)
+    assert reader.read().load_average_1_min == 0.12
+    write(root, "proc/diskstats", diskstats(5))
+    assert reader.read().disk_read_bytes_per_s == 3657.14
+
+
 def test_disk_rates_are_of_whole_disks_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock_s = iter([10.0, 12.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock_s))

@@ -17,7 +17,7 @@ _MAX_ALERTS = 3
 _KEYS = (
     ("q, Esc", "quit"),
     ("p", "pause: the figures stand still; history, alerts and a CSV file go on"),
-    ("s", "sort the processes: by memory, SM share, PID, user, GPU, command"),
+    ("s", "sort the processes: by memory, PID, user, GPU, command, SM share"),
     ("↑ ↓", "scroll the processes by one; PgUp and PgDn by what the screen shows, Home and End to either end"),
     ("h, ?", "this help; any key leaves it"),
     ("Ctrl-Z", "stop; `fg` goes on"),

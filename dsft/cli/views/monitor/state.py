@@ -17,11 +17,11 @@ class SortOrder(StrEnum):
     """What the processes are sorted by; the values are what the screen calls it."""
 
     MEMORY = "most memory first"
-    SM = "most SM first"
     PID = "by PID"
     USER = "by user"
     GPU = "by GPU"
     COMMAND = "by command"
+    SM = "most SM first"
 
 
 class GpuHistory:
