@@ -12,7 +12,7 @@ from dsft.monitor.runs import LiveRuns
 from dsft.monitor.sample import AlertSample, Problem, Sample
 from dsft.monitor.sampler import ReadsSamples, Sampler
 
-_CPU_WINDOW_S = 0.1
+_CPU_WINDOW_S = 0.25
 """How long a single sample watches the CPU; the use of it is a difference between two looks."""
 
 _ROUNDING_S = 1e-6
@@ -122,4 +122,7 @@ def check_alerts_are_known(sample: Sample) -> None:
 
 
 def _describe_unknown(alert: AlertSample) -> str:
-    return "the host's value is not told" if alert.gpu_index is None else f"GPU {alert.gpu_index} does not tell it"
+    if alert.gpu_index is None:
+        return "the host's value is not told"
+    part = f" MIG {alert.mig_index}" if alert.mig_index is not None else ""
+    return f"GPU {alert.gpu_index}{part} does not tell it"

@@ -21,7 +21,7 @@ SIZES = {
         "PCIe gen 5 ×16",
         "ECC 0 errors",
     ),
-    (200, 50): ("GPU 0 NVIDIA H200", "4.1 of 140.4 GiB", "memory, last 2 min 03 s", "util, last 2 min 03 s"),
+    (200, 50): ("GPU 0 NVIDIA H200", "4.1 of 140.4 GiB", "memory, last", "util, last"),
     (40, 15): ("GPU 0 NVIDIA H200", "4.1/140.4 GiB", "33 of 89 °C", "124 of 700 W", "throttle none"),
 }
 

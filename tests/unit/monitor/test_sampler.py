@@ -63,7 +63,7 @@ UNITS = ("_bytes", "_percent", "_c", "_w", "_mhz", "_s", "_errors", "_errors_lif
 """Load average is a number of processes over a minute."""
 
 WITHOUT_UNIT = {
-    "schema", "index", "gpu_index", "pid", "container_pid", "step", "first_step", "epoch",
+    "schema", "index", "gpu_index", "mig_index", "pid", "container_pid", "step", "first_step", "epoch",
     "pcie_generation", "pcie_generation_max", "pcie_width", "pcie_width_max",
     "value",  # of a limit; `unit` stands beside it
     "loss", "recent_losses", "validation_loss", "best_validation_loss",
