@@ -22,6 +22,8 @@ class Reporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Rehearse, start the clock; a resumed run takes its best loss from the adapter on disk."""
+        # A resumed state brings the intervals it was saved with (transformers 5.23); those of this run count.
+        state.compute_steps(args, state.max_steps)
         self._trainer.rehearse()
         self._last_s = time.perf_counter()
         if state.global_step > 0:

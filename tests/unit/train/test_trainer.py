@@ -204,6 +204,14 @@ def test_a_resumed_run_goes_on_bit_for_bit(load_model, tmp_path: Path, resume_fr
         assert torch.equal(lora_weights(model)[name], weight)
 
 
+def test_a_resumed_run_saves_and_validates_at_the_intervals_it_is_given(load_model, tmp_path: Path):
+    validation = make_samples(5, seed=9)
+    Run(load_model(), tmp_path, steps=2, save_steps=2, validation=validation).train()
+    resumed = Run(load_model(), tmp_path, steps=7, save_steps=3, validation=validation).train(tmp_path / "checkpoint-2")
+    assert [path.name for path in resumed.checkpoints] == ["checkpoint-3", "checkpoint-6", "checkpoint-7"]
+    assert [step for step, _ in resumed.validation] == [2, 3, 6, 7]  # the first asked for here, the last by its end
+
+
 def test_checkpoints_are_sealed_and_the_last_two_are_kept(load_model, tmp_path: Path):
     run = Run(load_model(), tmp_path, steps=6, save_steps=2).train()
     assert [path.name for path in run.checkpoints] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
