@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from dsft.cli.views.drawing import draw_history
 from dsft.cli.views.monitor.figures import format_figure, format_memory, format_share, heat_style, level_style
 from dsft.cli.views.monitor.line import Line, join_fitting, labelled
-from dsft.cli.views.monitor.state import GpuHistory, newest, to_percent
+from dsft.cli.views.monitor.state import GpuHistory, newest
 from dsft.core.units import format_duration
 from dsft.monitor.sample import GpuSample
-from dsft.monitor.shares import vram_percent
+from dsft.monitor.shares import to_percent, vram_percent
 
 NARROW = 60
 """Below this many columns labels and figures are written shorter."""

@@ -7,7 +7,7 @@ from itertools import islice
 
 from dsft.cli.views.monitor.fired import FiredAlerts, UnknownAlerts
 from dsft.monitor.sample import AlertSample, GpuSample, ProcessSample, Sample
-from dsft.monitor.shares import vram_percent
+from dsft.monitor.shares import to_percent, vram_percent
 
 HISTORY_LENGTH = 600
 """Samples of a GPU that are kept; more than the widest terminal has columns."""
@@ -144,11 +144,6 @@ class MonitorState:
         else:
             self._shown_histories = self._histories
             self.sample = self.newest
-
-
-def to_percent(part: float | None, whole: float | None) -> float | None:
-    """Return a part of a whole in percent, None where either is not told."""
-    return None if part is None or not whole else 100 * part / whole
 
 
 def newest(values: Sequence[float | None] | deque[float | None], num_values: int) -> list[float | None]:

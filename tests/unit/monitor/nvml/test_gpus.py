@@ -1,15 +1,13 @@
 """GPUs read through a fake NVML: values, faults of one counter, of one GPU and of everything, and what comes back."""
 
-import os
 from collections.abc import Callable
-from itertools import pairwise
 
 import pynvml as real_nvml
 import pytest
 
-from dsft.core.errors import ConfigError
 from dsft.monitor.nvml.gpus import GpuReading, NvmlGpus
 from tests.fake_nvml import FakeGpu, FakeNvml, Fault, load_gpu
+from tests.monitor_readers import FakeClock
 from tests.nvml_scenarios import make_gpu, make_nvml, read_scenario
 
 LOST = real_nvml.NVML_ERROR_GPU_IS_LOST
@@ -19,24 +17,6 @@ MEMORY_V2 = f"nvmlDeviceGetMemoryInfo({real_nvml.nvmlMemory_v2})"
 
 def not_supported() -> dict[str, int]:
     return {"error": real_nvml.NVML_ERROR_NOT_SUPPORTED}
-
-
-class Clock:
-    """Time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in ("gpus", "device", "mig"):
-        monkeypatch.setattr(f"dsft.monitor.nvml.{module}.monotonic", clock)
-    return clock
 
 
 def kind_of(reading: GpuReading) -> str | None:
@@ -187,7 +167,7 @@ def test_static_facts_are_read_once() -> None:
     assert nvml.num_calls["nvmlInit"] == 1
 
 
-def test_a_lost_gpu_is_told_and_the_others_go_on(clock: Clock) -> None:
+def test_a_lost_gpu_is_told_and_the_others_go_on(clock: FakeClock) -> None:
     gpus = NvmlGpus((), make_nvml(read_scenario("lost")))
 
     readings = [gpus.read(1) for _ in range(4)]
@@ -205,7 +185,7 @@ def test_a_lost_gpu_is_told_and_the_others_go_on(clock: Clock) -> None:
     assert [reading.gpus[0].power_w for reading in readings] == [421.3, 446.9, 449.2, 438.7]
 
 
-def test_a_lost_gpu_is_asked_every_five_seconds_and_comes_back(clock: Clock) -> None:
+def test_a_lost_gpu_is_asked_every_five_seconds_and_comes_back(clock: FakeClock) -> None:
     nvml = make_nvml(read_scenario("h200"))
     gpus = NvmlGpus((), nvml)
     gpus.read(1)
@@ -226,7 +206,7 @@ def test_a_lost_gpu_is_asked_every_five_seconds_and_comes_back(clock: Clock) -> 
     assert (gpu.problem, gpu.temperature_c) == (None, 33)
 
 
-def test_nvml_is_started_anew_now_and_then_while_a_gpu_is_lost(clock: Clock) -> None:
+def test_nvml_is_started_anew_now_and_then_while_a_gpu_is_lost(clock: FakeClock) -> None:
     nvml = FakeNvml([make_gpu("rtx4090", 0), make_gpu("h200", 1), make_gpu("h200", 2)])
     gpus = NvmlGpus((), nvml)
     names = [gpu.uuid for gpu in gpus.read(1).gpus]
@@ -274,7 +254,7 @@ def test_a_gpu_that_answers_nothing_any_more_is_lost() -> None:
     ],
 )
 def test_what_stops_everything_is_told_and_tried_again_every_five_seconds(
-    scenario: str, kind: str, clock: Clock
+    scenario: str, kind: str, clock: FakeClock
 ) -> None:
     nvml = make_nvml(read_scenario(scenario))
     gpus = NvmlGpus((), nvml)
@@ -300,7 +280,7 @@ def test_what_stops_everything_is_told_and_tried_again_every_five_seconds(
         real_nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
     ],
 )
-def test_a_driver_that_goes_and_comes_back(code: int, clock: Clock) -> None:
+def test_a_driver_that_goes_and_comes_back(code: int, clock: FakeClock) -> None:
     nvml = make_nvml(read_scenario("two"))
     gpus = NvmlGpus(("1",), nvml)
     uuid = gpus.read(1).gpus[0].uuid
@@ -353,49 +333,6 @@ def test_no_error_of_any_function_leaves_a_read() -> None:
                 gpus.close()
 
 
-@pytest.mark.parametrize(
-    ("selection", "indexes"),
-    [
-        ((), [0, 1, 2]),
-        (("1",), [1]),
-        (("2", "0"), [0, 2]),
-        (("GPU-00000001-2222-3333-4444-555555555555",), [1]),
-        (("00000001-2222-3333-4444-555555555555", "1"), [1]),
-        (("gpu-00000002",), [2]),
-        (("00000002",), [2]),
-    ],
-)
-def test_gpus_are_selected_by_index_or_uuid(selection: tuple[str, ...], indexes: list[int]) -> None:
-    gpus = NvmlGpus(selection, make_nvml({"gpus": ["h200"] * 3}))
-
-    assert [gpu.index for gpu in gpus.read(1).gpus] == indexes
-
-
-@pytest.mark.parametrize("wrong", ["3", "-1", "GPU-1", "GPU-0000000", "", "GPU-", "x"])
-def test_a_selection_that_cannot_be_names_what_is_there(wrong: str) -> None:
-    gpus = NvmlGpus(("0", wrong), make_nvml({"gpus": ["h200"] * 3}))
-
-    for _ in range(2):
-        with pytest.raises(ConfigError, match="--gpu") as raised:
-            gpus.read(1)
-        assert "2 (GPU-00000002-2222-3333-4444-555555555555)" in str(raised.value)
-
-
-def test_a_gpu_that_is_lost_at_first_is_selected_by_index(clock: Clock) -> None:
-    nvml = make_nvml(read_scenario("lost_at_first"))
-    gpus = NvmlGpus(("1",), nvml)
-
-    (gpu,) = gpus.read(1).gpus
-    assert gpu.index == 1
-    assert gpu.uuid is None
-    assert gpu.problem is not None
-
-    nvml.faults.clear()
-    clock.now_s += 5
-    (gpu,) = gpus.read(1).gpus
-    assert (gpu.index, gpu.name, gpu.problem) == (1, "NVIDIA H200", None)
-
-
 def test_pcie_is_measured_by_turns() -> None:
     nvml = FakeNvml([make_gpu("h200", 0), make_gpu("unsupported", 1), make_gpu("rtx4090", 2)])
     gpus = NvmlGpus((), nvml)
@@ -421,135 +358,7 @@ def test_pcie_is_measured_by_turns() -> None:
     assert nvml.num_calls["nvmlDeviceGetPcieThroughput"] == 4
 
 
-def test_mig_instances_have_memory_and_processes_of_their_own() -> None:
-    nvml = make_nvml(read_scenario("mig"))
-
-    (gpu,) = NvmlGpus((), nvml).read(1).gpus
-
-    assert (gpu.is_mig_enabled, gpu.gpu_utilization_percent, gpu.processes) == (True, None, None)
-    assert [mig.index for mig in gpu.migs] == [0, 2]
-    assert gpu.migs[1].uuid == "MIG-00000002-7777-6666-5555-444444444444"
-    assert gpu.migs[1].name == "NVIDIA H200 MIG 1g.18gb"
-    assert gpu.migs[1].memory_used_bytes == 3 * 2**30
-    assert gpu.migs[1].processes is not None
-    assert [process.pid for process in gpu.migs[1].processes] == [4002]
-    assert gpu.migs[1].processes[0].sm_utilization_percent is None
-
-
-def test_mig_instances_come_and_go(clock: Clock) -> None:
-    nvml = make_nvml(read_scenario("mig"))
-    gpus = NvmlGpus((), nvml)
-    first, second = gpus.read(1).gpus[0].migs
-    part = nvml.gpus[0].migs[2]
-    nvml.gpus[0].migs[2] = None
-    nvml.gpus[0].migs[5] = part
-
-    assert [mig.index for mig in gpus.read(1).gpus[0].migs] == [first.index, second.index]
-    clock.now_s += 5
-    assert [mig.index for mig in gpus.read(1).gpus[0].migs] == [0, 5]
-
-
-def test_mig_that_is_turned_off_is_seen(clock: Clock) -> None:
-    nvml = make_nvml(read_scenario("mig"))
-    gpus = NvmlGpus((), nvml)
-    assert gpus.read(1).gpus[0].gpu_utilization_percent is None
-
-    nvml.gpus[0].set("nvmlDeviceGetMigMode", [0, 0])
-    nvml.gpus[0].set("nvmlDeviceGetUtilizationRates", {"gpu": 1, "memory": 0})
-    nvml.gpus[0].migs.clear()
-    clock.now_s += 5
-    (gpu,) = gpus.read(1).gpus
-    assert (gpu.is_mig_enabled, gpu.migs, gpu.gpu_utilization_percent) == (False, (), 1)
-
-
-def test_lists_of_processes_are_merged() -> None:
-    nvml = make_nvml(read_scenario("h200"))
-    gpu = nvml.gpus[0]
-    gpu.set_processes([10, 11, 12], 5 * 2**20)
-    gpu.set_processes([11], 7 * 2**20, "Graphics")
-    gpu.set_processes([13], None, "MPSCompute")
-
-    (sample,) = NvmlGpus((), nvml).read(1).gpus
-
-    assert sample.processes is not None
-    told = [(process.pid, process.kind, process.memory_used_bytes) for process in sample.processes]
-    assert told == [
-        (11, "compute+graphics", 7 * 2**20),
-        (10, "compute", 5 * 2**20),
-        (12, "compute", 5 * 2**20),
-        (13, "compute", None),
-    ]
-
-
-@pytest.mark.parametrize("unknown", [None, real_nvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value])
-def test_memory_of_a_process_that_is_not_told_is_none(unknown: int | None) -> None:
-    nvml = make_nvml(read_scenario("h200"))
-    nvml.gpus[0].set_processes([10], unknown)
-    nvml.gpus[0].set_processes([10], 0, "Graphics")
-    (sample,) = NvmlGpus((), nvml).read(1).gpus
-    assert sample.processes is not None
-    assert sample.processes[0].memory_used_bytes == 0  # one list does tell it
-
-    nvml.gpus[0].set_processes([10], unknown, "Graphics")
-    (sample,) = NvmlGpus((), nvml).read(1).gpus
-    assert sample.processes is not None
-    assert sample.processes[0].memory_used_bytes is None
-
-
-@pytest.mark.parametrize(
-    ("answer", "percent"),
-    [
-        ([{"pid": 535, "timeStamp": 2, "smUtil": 40}, {"pid": 535, "timeStamp": 1, "smUtil": 90}], 40),
-        ([{"pid": 535, "timeStamp": 2, "smUtil": 12345}], None),
-        ([{"pid": 99, "timeStamp": 2, "smUtil": 40}], 0),
-        ({"error": real_nvml.NVML_ERROR_NOT_FOUND}, 0),
-        ({"error": real_nvml.NVML_ERROR_NOT_SUPPORTED}, None),
-    ],
-)
-def test_how_busy_a_process_keeps_the_gpu(answer: object, percent: float | None) -> None:
-    nvml = make_nvml(read_scenario("h200"))
-    nvml.gpus[0].set("nvmlDeviceGetProcessUtilization", answer)
-
-    (sample,) = NvmlGpus((), nvml).read(1).gpus
-
-    assert sample.processes is not None
-    assert sample.processes[0].sm_utilization_percent == percent
-
-
-def test_one_gpu_a_second_is_asked_how_busy_its_processes_keep_it(clock: Clock) -> None:
-    nvml = make_nvml({"gpus": ["h200"] * 4})
-    gpus = NvmlGpus((), nvml)
-    counts = []
-    for _ in range(5):
-        gpus.read(1)
-        counts.append(nvml.num_calls["nvmlDeviceGetProcessUtilization"])
-        clock.now_s += 0.5
-
-    assert counts[0] == 4  # at first all are
-    assert max(after - before for before, after in pairwise(counts)) == 1
-    assert counts[-1] == 6
-
-
-def test_a_process_that_came_after_the_question_is_not_told_to_be_idle(clock: Clock) -> None:
-    nvml = make_nvml(read_scenario("h200"), [10])
-    nvml.gpus[0].set("nvmlDeviceGetProcessUtilization", {"error": real_nvml.NVML_ERROR_NOT_FOUND})
-    gpus = NvmlGpus((), nvml)
-
-    def read() -> dict[int, float | None]:
-        (sample,) = gpus.read(1).gpus
-        return {process.pid: process.sm_utilization_percent for process in sample.processes or ()}
-
-    assert read() == {10: 0}
-    nvml.gpus[0].calls["nvmlDeviceGetComputeRunningProcesses"][0] += [
-        {"pid": 11, "usedGpuMemory": 1, "gpuInstanceId": 0, "computeInstanceId": 0}
-    ]
-    clock.now_s += 0.5
-    assert read() == {10: 0, 11: None}
-    clock.now_s += 0.5
-    assert read() == {10: 0, 11: 0}
-
-
-def test_a_lost_gpu_is_to_be_reset_by_its_uuid(clock: Clock) -> None:
+def test_a_lost_gpu_is_to_be_reset_by_its_uuid(clock: FakeClock) -> None:
     nvml = FakeNvml([make_gpu("rtx4090", 0), make_gpu("h200", 1)])
     gpus = NvmlGpus((), nvml)
     uuids = [gpu.uuid for gpu in gpus.read(1).gpus]
@@ -559,47 +368,6 @@ def test_a_lost_gpu_is_to_be_reset_by_its_uuid(clock: Clock) -> None:
 
     assert problem is not None
     assert f"--gpu-reset -i {uuids[1]}." in problem.fix
-
-
-@pytest.mark.parametrize(
-    ("selection", "instances"),
-    [
-        (("MIG-00000002-7777-6666-5555-444444444444",), [2]),
-        (("mig-00000000",), [0]),
-        (("MIG-00000000", "MIG-00000002"), [0, 2]),
-        (("MIG-00000000", "1"), [0, 2]),
-        (("1",), [0, 2]),
-    ],
-)
-def test_a_mig_instance_is_selected_by_its_uuid(selection: tuple[str, ...], instances: list[int], clock: Clock) -> None:
-    gpus = NvmlGpus(selection, FakeNvml([make_gpu("h200", 0), make_gpu("mig", 1)]))
-
-    for _ in range(3):
-        (gpu,) = gpus.read(1).gpus
-        assert (gpu.index, [mig.index for mig in gpu.migs]) == (1, instances)
-        clock.now_s += 6
-
-
-@pytest.mark.parametrize("wrong", ["MIG-1", "MIG-0000000", "MIG-", "00000002-7777"])
-def test_a_mig_instance_that_is_not_there_is_refused_with_those_that_are(wrong: str) -> None:
-    gpus = NvmlGpus((wrong,), FakeNvml([make_gpu("h200", 0), make_gpu("mig", 1)]))
-
-    with pytest.raises(ConfigError, match=f"--gpu {wrong}") as raised:
-        gpus.read(1)
-    assert "1 (MIG-00000002-7777-6666-5555-444444444444)" in str(raised.value)
-
-
-def test_a_process_that_is_here_has_user_and_command() -> None:
-    nvml = make_nvml(read_scenario("h200"), [os.getpid(), 2**22 + 1])
-
-    (sample,) = NvmlGpus((), nvml).read(1).gpus
-
-    assert sample.processes is not None
-    by_pid = {process.pid: process for process in sample.processes}
-    if by_pid[os.getpid()].is_visible:  # not in a container
-        assert "python" in (by_pid[os.getpid()].command or "")
-    gone = by_pid[2**22 + 1]
-    assert (gone.is_visible, gone.user, gone.command) == (False, None, None)
 
 
 def test_close_lets_go_of_nvml_and_may_come_at_any_time() -> None:
