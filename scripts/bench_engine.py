@@ -40,6 +40,9 @@ SAMPLING_S = 0.05
 LEAST_S = 25.0
 """A side is not begun with less time left."""
 
+KEPT_CHARACTERS, SHOWN_CHARACTERS = 6000, 1500
+"""Of the end of a failed side's log: in the record, on the screen."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -248,7 +251,10 @@ class Session:
         self._write()
         shown = f"{run['tok_per_s']:,.0f} tok/s" if "tok_per_s" in run else run.get("reason") or run["status"]
         wall_s = f"{run.get('wall_s', 0.0):.0f} s"
-        print(f"{name}, {side} {attempt.get('micro_batch', '')}: {shown} ({wall_s})".replace(" :", ":"), flush=True)
+        size = f", micro-batch {run['micro_batch']}" if "micro_batch" in run else ""
+        print(f"{name}, {side}{size}: {shown} ({wall_s})", flush=True)
+        if run.get("log_tail"):
+            print(run["log_tail"][-SHOWN_CHARACTERS:], flush=True)
 
     def _make_job(self, row: Row, config: TrainConfig, side: str) -> dict[str, Any]:
         given = self.given
@@ -283,7 +289,7 @@ class Session:
 
     def _write_texts(self, row: Row, config: TrainConfig) -> dict[str, Any]:
         """Write dsft's samples as text for a trainer that tokenizes by itself, in the order dsft visits them."""
-        path = self.work / f"{row.preset}-{row.kind}.jsonl"
+        path = self.work / f"{row.preset}.jsonl"
         result = {"status": "done", "texts": str(path)}
         if path.exists():
             return result
@@ -306,7 +312,7 @@ class Session:
                 start_new_session=True,
             )
             ended = self._wait(process, limit_s)
-        log_tail = (folder / "log").read_text(encoding="utf-8", errors="replace")[-3000:]
+        log_tail = (folder / "log").read_text(encoding="utf-8", errors="replace")[-KEPT_CHARACTERS:]
         if (folder / "result.json").exists():
             run = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         else:
@@ -380,6 +386,7 @@ def environment_of(side: str, peers: Path | None) -> dict[str, str]:
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "UNSLOTH_DISABLE_STATISTICS": "1",
+            "DSFT_DEBUG": "1",  # a failure's traceback goes to the log
         }
     )
 
