@@ -9,6 +9,7 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.data.packing import pack_sequences
 from dsft.core.data.prepare import PreparedData, prepare_data
 from dsft.core.data.sources import open_source
+from dsft.core.large_imports import import_bitsandbytes, large_imports, wake_cuda_driver
 from dsft.core.memory.model_shape import read_model_shape
 from dsft.core.models.attention import AttentionKernel, choose_attention
 from dsft.core.models.device import (
@@ -23,7 +24,6 @@ from dsft.core.models.load import check_trainable
 from dsft.core.models.source import ModelSource, find_model, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
 from dsft.core.paths import cache_dir
-from dsft.core.signals import held_signals
 from dsft.core.units import format_gib
 from dsft.train.events import EventSink, Notice, Phase, PrepareProgress
 
@@ -117,7 +117,10 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
 
     sink(Phase("load PyTorch"))
     allocator_notice = choose_allocator()
-    with held_signals():
+    with large_imports():
+        if config.device != "cpu":
+            wake_cuda_driver()
+        import_bitsandbytes()
         import dsft.train.fit  # noqa: F401  # what comes later, too: imports are not to be interrupted
         from dsft.train.arguments import choose_optimizer, count_steps
         from dsft.train.batches import SequenceDataset
