@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from dsft.core.data.samples import TokenizedDataset
+from dsft.core.engine.flat_lora import FlatLora
 from dsft.core.errors import DoesNotFitError, NonFiniteLossError, is_out_of_memory
 from dsft.core.memory.plan import ExecutionPlan
 from dsft.train.batches import (
@@ -27,9 +28,9 @@ from dsft.train.batches import (
 from dsft.train.callbacks import Interrupter, Reporter
 from dsft.train.checkpoint import find_damage, remove_old_checkpoints, replace_folder, write_checkpoint
 from dsft.train.folders import BEST_ADAPTER
-from dsft.train.gradients import GradientBuffer
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.loss import sum_target_losses
+from dsft.train.optimizer_file import read_optimizer, write_optimizer
 from dsft.train.planning import write_plan
 from dsft.train.recovery import (
     PlanRunner,
@@ -66,6 +67,7 @@ class QloraTrainer(Trainer):
         num_workers: Processes that load batches.
         guard: Tells whether a signal came.
         hooks: Whom to tell what.
+        lora: The model's trained weights where they lie together already; None lets the trainer put them together.
         shrink: Finds the next smaller plan when memory runs out; None lets the error through.
         find_largest: Finds the sequences of the largest micro-batch of the run under a plan, which is tried before the
             first step; None for no rehearsal.
@@ -88,6 +90,7 @@ class QloraTrainer(Trainer):
         num_workers: int,
         guard: InterruptGuard,
         hooks: TrainerHooks,
+        lora: FlatLora | None = None,
         shrink: Shrink | None = None,
         find_largest: Callable[[ExecutionPlan], Sequence[int]] | None = None,
     ) -> None:
@@ -100,8 +103,8 @@ class QloraTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self._runner = PlanRunner(model, plan, shrink, hooks.on_plan_change)
-        release_memory()  # attaching LoRA leaves its weights' first, 16-bit form behind
-        self._gradients = GradientBuffer(model.parameters())
+        self.lora = lora or FlatLora.each_alone(model.parameters())
+        release_memory()  # attaching LoRA leaves its weights' first forms behind
         self._find_largest = find_largest
         self.hooks = hooks
         self.guard = guard
@@ -150,8 +153,10 @@ class QloraTrainer(Trainer):
     # The step
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer; whether its state pages is the plan's business."""
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        """Make the optimizer of the one flat tensor; whether its state pages is the plan's business."""
+        holder = torch.nn.Module()
+        holder.register_parameter("lora", self.lora.parameter)  # a name that decays, as those of LoRA's weights do
+        optimizer: torch.optim.Optimizer = super().create_optimizer(holder)
         self._runner.take_optimizer(optimizer)
         return optimizer
 
@@ -167,7 +172,7 @@ class QloraTrainer(Trainer):
 
         def work() -> None:
             sequences = [self._sequences[index] for index in find_largest(self.plan)]
-            self._gradients.clear()
+            self.lora.clear_gradients()
             if not optimizer.state:
                 reserve_optimizer_state(optimizer)
             self.model.train()
@@ -223,7 +228,8 @@ class QloraTrainer(Trainer):
         num_targets = sum(batch.num_targets for batch in micro_batches)
         self.step_targets = num_targets
         self.step_tokens = sum(batch.num_tokens for batch in micro_batches)
-        self._gradients.clear()
+        self.lora.refresh()
+        self.lora.clear_gradients()
         total = torch.zeros((), device=self.args.device)
         for batch in micro_batches:
             self._tell_interrupt()
@@ -263,7 +269,7 @@ class QloraTrainer(Trainer):
             )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        norm: torch.Tensor = super()._clip_grad_norm(model)
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_([self.lora.parameter], self.args.max_grad_norm)
         # With fp16 an infinite norm is the loss scaler's business: it skips the step and lowers its scale.
         if not self.args.fp16 and not torch.isfinite(norm):
             raise NonFiniteLossError(
@@ -284,6 +290,7 @@ class QloraTrainer(Trainer):
             raise ValueError("there is no validation data")
         started_s = time.perf_counter()
         self.model.eval()
+        self.lora.refresh()
         total = torch.zeros((), device=self.args.device, dtype=torch.float64)
         num_targets = 0
         groups = group_by_tokens(self._validation.lengths, self.plan.validation_tokens)
@@ -337,9 +344,17 @@ class QloraTrainer(Trainer):
     # Checkpoints
 
     def save_adapter(self, folder: Path) -> None:
-        """Write adapter_config.json and adapter_model.safetensors; needs no GPU memory beyond a tensor at a time."""
+        """Write adapter_config.json and adapter_model.safetensors; needs no GPU memory."""
+        # PEFT would copy what shares memory, on the GPU.
+        weights = {
+            name: parameter.detach().to("cpu", copy=True)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
         # Without save_embedding_layers=False PEFT asks the hub whether the vocabulary was resized.
-        self.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        self.model.save_pretrained(
+            str(folder), state_dict=weights, safe_serialization=True, save_embedding_layers=False
+        )
         # PEFT writes a card of its own; dsft's stands with the final adapter.
         (folder / "README.md").unlink(missing_ok=True)
 
@@ -368,7 +383,7 @@ class QloraTrainer(Trainer):
 
     def _write_checkpoint_files(self, folder: Path) -> None:
         self.save_adapter(folder)
-        self._save_optimizer_and_scheduler(str(folder))
+        write_optimizer(folder, self.optimizer, self.lr_scheduler, self.lora, self._trained_weights)
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE))
@@ -378,10 +393,15 @@ class QloraTrainer(Trainer):
         load_adapter_weights(self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            page_optimizer_state(getattr(self.optimizer, "optimizer", self.optimizer))
-            release_memory()
+        if checkpoint is None:
+            return
+        read_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler, self.lora, self._trained_weights)
+        page_optimizer_state(getattr(self.optimizer, "optimizer", self.optimizer))
+        release_memory()
+
+    @property
+    def _trained_weights(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _tell_interrupt(self) -> bool:
         if self.guard.signal_name is not None and not self._is_interrupt_told:

@@ -48,11 +48,11 @@ class FlatLora:
         self._device = _find_device(self._starts)
         values = torch.zeros(num_values, dtype=torch.float32, device=self._device)
         for parameter in self._starts:
-            view = self._view(values, parameter)
+            view = self.view_of(values, parameter)
             parameter.data = view.copy_(parameter.data)
         self.parameter = torch.nn.Parameter(values)
         self.gradients = torch.zeros_like(values)
-        self._gradient_views = [self._view(self.gradients, parameter) for parameter in self._starts]
+        self._gradient_views = [self.view_of(self.gradients, parameter) for parameter in self._starts]
         needs_copy = compute_dtype is not None and compute_dtype != torch.float32
         self._values = values
         self.copy = torch.empty_like(values, dtype=compute_dtype) if needs_copy else values
@@ -109,11 +109,8 @@ class FlatLora:
 
         return FlatMatrix(cut(self._values), cut(self.gradients), cut(self.copy))
 
-    def split(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Return the views of a tensor laid out as `parameter` that belong to `parts`, in their shapes."""
-        return [self._view(flat, parameter) for parameter in self._starts]
-
-    def _view(self, flat: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    def view_of(self, flat: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Return what belongs to one of `parts` in a tensor laid out as `parameter`, in its shape."""
         start = self._starts[parameter]
         return flat[start : start + parameter.numel()].view(parameter.shape)
 

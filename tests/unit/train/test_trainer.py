@@ -1,5 +1,6 @@
 """The training step, validation and resume of QloraTrainer, on a random Llama with NF4 weights."""
 
+import itertools
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from dsft.core.config.schema import TrainConfig
 from dsft.core.data.samples import Sample
+from dsft.core.engine.flat_lora import FlatLora
 from dsft.core.errors import CheckpointError, NonFiniteLossError
 from dsft.core.memory.plan import ExecutionPlan
 from dsft.core.models.device import Device
@@ -323,6 +325,46 @@ def test_a_validation_pass_leaves_the_gradients_alone(load_model, tmp_path: Path
     for before, after in zip(gradients(False), gradients(True), strict=True):
         assert torch.equal(before, after)
         assert before.abs().max() > 0
+
+
+def test_weights_and_gradients_stay_in_one_piece(load_model, tmp_path: Path):
+    """Through training, checkpoints and the way back: what the optimizer steps is what the model computes with."""
+
+    def assert_is_one_piece(run: Run, model) -> None:
+        pointer = run.trainer.lora.parameter.untyped_storage().data_ptr()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert all(p.untyped_storage().data_ptr() == pointer for p in trained)
+        assert [id(p) for p in run.trainer.lora.parts] == [id(p) for p in trained]
+
+    model = load_model()
+    run = Run(model, tmp_path, steps=3, validation=make_samples(5, seed=9)).train()
+    assert_is_one_piece(run, model)
+    resumed_model = load_model()
+    resumed = Run(resumed_model, tmp_path, steps=3).train(tmp_path / "checkpoint-2")
+    assert_is_one_piece(resumed, resumed_model)
+    assert resumed.losses == run.losses[2:]
+    assert torch.equal(resumed.trainer.lora.parameter, run.trainer.lora.parameter)
+
+
+def test_a_given_piece_s_copy_is_fresh_in_every_pass(load_model, tmp_path: Path):
+    model = load_model()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    lora = FlatLora([trained[1::2], trained[::2]], torch.bfloat16)  # in an order of its own
+    run = Run(model, tmp_path, steps=3, validation=make_samples(5, seed=9), lora=lora)
+    copies: list[torch.Tensor] = []
+
+    def look(*_: object) -> None:
+        assert torch.equal(lora.copy, lora.parameter.bfloat16())
+        copies.append(lora.copy.clone())
+
+    model.get_base_model().base_model.register_forward_pre_hook(look)
+    run.train()
+    assert run.trainer.lora is lora
+    assert len(run.validation) == 3
+    num_steps_seen = 1 + sum(not torch.equal(before, after) for before, after in itertools.pairwise(copies))
+    assert num_steps_seen == 4  # before each of three steps, and in the validation after the last
+    plain = Run(load_model(), tmp_path / "plain", steps=3).train()
+    np.testing.assert_allclose(run.losses, plain.losses, rtol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(load_model, tmp_path: Path):

@@ -33,8 +33,8 @@ def test_weights_keep_their_values_and_lie_in_one_tensor():
         assert torch.equal(weight, value)
         assert weight.untyped_storage().data_ptr() == flat.parameter.untyped_storage().data_ptr()
         assert weight.is_leaf and weight.requires_grad
+        assert torch.equal(flat.view_of(flat.parameter, weight), value)
     assert flat.parts == weights
-    assert all(torch.equal(view, value) for view, value in zip(flat.split(flat.parameter.data), before, strict=True))
 
 
 def test_runs_are_aligned_and_have_no_gap_inside():
@@ -53,7 +53,7 @@ def test_the_memory_the_weights_had_is_let_go():
     assert all(reference() is not None for reference in old)
     flat = FlatLora(make_runs(weights))
     assert all(reference() is None for reference in old)
-    assert all((view == 1).all() for view in flat.split(flat.parameter.data))
+    assert all((weight == 1).all() for weight in flat.parts)
 
 
 def test_a_step_of_the_one_parameter_is_a_step_of_each():
@@ -73,8 +73,8 @@ def test_a_step_of_the_one_parameter_is_a_step_of_each():
             weight.grad = None  # as the Trainer's model.zero_grad()
     assert all(torch.equal(weight, expected) for weight, expected in zip(weights, plain, strict=True))
     used = torch.zeros_like(flat.gradients, dtype=torch.bool)
-    for view in flat.split(used):
-        view.fill_(True)
+    for weight in weights:
+        flat.view_of(used, weight).fill_(True)
     assert 0 < (~used).sum() < len(SHAPES) * ALIGNMENT_VALUES
     assert not flat.parameter[~used].any()
 
@@ -94,6 +94,27 @@ def test_gradients_are_cleared_and_given_back():
     assert flat.parameter.grad is flat.gradients and not flat.gradients.any()
     loss_of(weights).backward()
     torch.testing.assert_close(flat.gradients.norm(), norm)
+
+
+def test_a_loss_scaler_scales_gradients_back_once():
+    plain, weights = make_weights(), make_weights()
+    flat = FlatLora(make_runs(weights))
+    loss_of(plain).backward()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.AdamW([flat.parameter], lr=0.0)
+    scaler.scale(loss_of(weights)).backward()
+    scaler.unscale_(optimizer)
+    for weight, expected in zip(weights, plain, strict=True):
+        torch.testing.assert_close(weight.grad, expected.grad)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 1024.0
+    scaler.scale(loss_of(weights)).backward()
+    flat.gradients[5] = torch.inf
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 512.0
+    assert optimizer.state[flat.parameter]["step"] == 1  # the second step was left out
 
 
 def test_neighbours_are_one_matrix():
