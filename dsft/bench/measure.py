@@ -18,6 +18,7 @@ from dsft.core.models.device import limit_allocator
 from dsft.core.models.load import LoraSettings, attach_lora
 from dsft.train.arguments import make_arguments
 from dsft.train.batches import EffectiveBatch
+from dsft.train.blocks import Blocks, take_blocks
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.reports import StepReport, TrainerHooks
 from dsft.train.trainer import QloraTrainer
@@ -224,7 +225,11 @@ def _make_trainer(base: Any, setup: RowSetup, num_steps: int, clock: StepClock) 
     limit_bytes = setup.run_plan.limit_for(plan)
     model = attach_lora(base, lora)
     hook = base.base_model.register_forward_pre_hook(clock.see_micro_batch, with_kwargs=True)
+    blocks: Blocks | None = None
     try:
+        blocks = take_blocks(
+            model, uses_engine=setup.engine_obstacle is None, attention=setup.attention, precision=setup.precision
+        )
         if limit_bytes is not None:
             limit_allocator(limit_bytes)
         with tempfile.TemporaryDirectory(prefix="dsft-bench-") as folder:
@@ -253,11 +258,14 @@ def _make_trainer(base: Any, setup: RowSetup, num_steps: int, clock: StepClock) 
                 hooks=_make_hooks(clock),
                 shrink=None,
                 find_largest=setup.order.largest_micro_batch if setup.is_gpu else None,
+                blocks=blocks,
             )
             trainer.clock = clock
             yield trainer
     finally:
         hook.remove()
+        if blocks is not None:
+            blocks.remove()
         model.unload()
         if limit_bytes is not None:
             torch.cuda.set_per_process_memory_fraction(1.0)

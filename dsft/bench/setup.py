@@ -17,6 +17,7 @@ from dsft.core.models.source import ModelSource, find_model
 from dsft.train.arguments import OptimizerChoice, choose_optimizer, count_steps
 from dsft.train.planning import CardView, RunPlan, plan_run
 from dsft.train.rehearsal import StepOrder
+from dsft.train.setup import find_engine_obstacle
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class RowSetup:
     data: RowData
     order: StepOrder
     run_plan: RunPlan
+    engine_obstacle: str | None
 
     @property
     def config(self) -> TrainConfig:
@@ -109,6 +111,7 @@ def prepare_row(
     data = prepare_row_data(row, source, num_steps, use_random=use_random, on_rows=on_rows)
     num_run_steps = num_steps if data.is_random else count_steps(config, len(data.sequences))
     order = StepOrder(data.sequences.lengths, config.effective_batch_size, config.seed, num_run_steps)
+    obstacle = find_engine_obstacle(config, source, device, on_notice=lambda _text: None)
     run_plan = plan_run(
         config,
         view if device.kind == "cuda" else None,
@@ -116,6 +119,7 @@ def prepare_row(
         attention=attention,
         shape=shape,
         workload=order.workload(data.longest_validation),
+        uses_engine=obstacle is None,
     )
     return RowSetup(
         row=row,
@@ -128,4 +132,5 @@ def prepare_row(
         data=data,
         order=order,
         run_plan=run_plan,
+        engine_obstacle=obstacle,
     )

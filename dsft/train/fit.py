@@ -13,6 +13,7 @@ from dsft.core.memory.plan import ExecutionPlan
 from dsft.core.models.device import limit_allocator
 from dsft.core.models.load import LoraSettings, attach_lora, load_quantized
 from dsft.train.arguments import count_warmup_steps, make_arguments
+from dsft.train.blocks import take_blocks
 from dsft.train.checkpoint import list_checkpoints
 from dsft.train.events import EventSink, Notice, Phase, RunStarted, TrainResult
 from dsft.train.folders import EVENT_LOG, RunFolders, RunInputs, prepare_folders
@@ -156,6 +157,9 @@ def _train(setup: RunSetup, model: Any, checkpoint: Path | None, recorder: RunRe
             num_checkpoints_kept=config.save_total_limit,
             num_workers=config.dataloader_num_workers,
             guard=guard,
+            blocks=take_blocks(
+                model, uses_engine=setup.uses_engine, attention=setup.attention, precision=setup.precision
+            ),
             hooks=TrainerHooks(
                 on_step,
                 recorder.on_validation,

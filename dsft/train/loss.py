@@ -5,16 +5,22 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from dsft.core.engine.elementwise import cross_entropy
 from dsft.core.memory.loss_chunks import chunk_rows
 from dsft.train.batches import MicroBatch
 
 
-def sum_target_losses(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+def sum_target_losses(model: torch.nn.Module, batch: MicroBatch, *, is_fused: bool = False) -> torch.Tensor:
     """Return the summed cross-entropy of a micro-batch's targets in nats, float32, shape [].
 
     Logits are computed at the positions that predict a target only, a chunk of rows at a time, so neither prompts nor
     long batches cost more vocabulary-sized rows than a chunk has. The caller divides by the targets of the whole
     effective batch: a mean per micro-batch would weight tokens by how the batch was split (transformers#34191).
+
+    Args:
+        model: A causal language model, with LoRA or without.
+        batch: The micro-batch, on the model's device.
+        is_fused: Whether the engine's kernel takes logits in the compute type, and leaves their gradient there.
     """
     outer: Any = model
     causal_lm = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
@@ -33,7 +39,7 @@ def sum_target_losses(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor
     if scaling != 1.0:
         states = states / scaling
     apply: Any = _HeadLoss.apply
-    total: torch.Tensor = apply(states, causal_lm.get_output_embeddings().weight, batch.labels)
+    total: torch.Tensor = apply(states, causal_lm.get_output_embeddings().weight, batch.labels, is_fused)
     return total
 
 
@@ -46,7 +52,9 @@ class _HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, is_fused: bool = False
+    ) -> torch.Tensor:
         """Return the summed loss.
 
         Args:
@@ -54,6 +62,7 @@ class _HeadLoss(torch.autograd.Function):
             states: [num_targets, hidden_size].
             weight: [vocab_size, hidden_size].
             labels: int64 [num_targets].
+            is_fused: See `sum_target_losses`.
         """
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(states) if needs_gradient else None
@@ -61,7 +70,13 @@ class _HeadLoss(torch.autograd.Function):
         rows = chunk_rows(weight.shape[0])
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
-            logits = torch.mm(states[part], weight.t()).float()  # [rows, vocab_size]
+            logits = torch.mm(states[part], weight.t())  # [rows, vocab_size]
+            if is_fused:
+                total += cross_entropy(logits, labels[part], writes_gradient=gradient is not None).sum()
+                if gradient is not None:
+                    torch.mm(logits, weight, out=gradient[part])
+                continue
+            logits = logits.float()
             chosen = labels[part].unsqueeze(1)
             logits -= logits.amax(dim=1, keepdim=True)
             label_logits = logits.gather(1, chosen)
@@ -80,7 +95,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Return the gradient at the states."""
         (gradient,) = ctx.saved_tensors
-        return gradient * factor, None, None
+        return gradient * factor, None, None, None

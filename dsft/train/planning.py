@@ -163,6 +163,7 @@ def plan_run(
     attention: AttentionKernel,
     shape: ModelShape,
     workload: Workload,
+    uses_engine: bool = False,
 ) -> RunPlan:
     """Make the plan of a run, and refuse one that can't fit.
 
@@ -173,6 +174,7 @@ def plan_run(
         attention: Attention kernel.
         shape: The model.
         workload: What the optimizer steps consist of.
+        uses_engine: Whether dsft's engine computes the blocks.
 
     Raises:
         DoesNotFitError: Not even the smallest plan fits the memory that is free.

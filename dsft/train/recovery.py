@@ -9,7 +9,6 @@ import torch
 
 from dsft.core.errors import DoesNotFitError, is_gpu_out_of_memory
 from dsft.core.memory.plan import ExecutionPlan
-from dsft.core.models.load import recompute_blocks
 from dsft.train.restore import page_optimizer_state
 
 Result = TypeVar("Result")
@@ -47,21 +46,25 @@ class PlanRunner:
     """Runs work under a plan, and under smaller ones where it does not fit.
 
     Args:
-        model: The PEFT model whose blocks the plan is about.
+        recompute: Lets so many of the first blocks recompute.
         plan: The first plan.
         shrink: Finds the next smaller plan; None lets an out-of-memory error through.
         on_change: Told of every change.
     """
 
     def __init__(
-        self, model: Any, plan: ExecutionPlan, shrink: Shrink | None, on_change: Callable[[PlanChange], None]
+        self,
+        recompute: Callable[[int], None],
+        plan: ExecutionPlan,
+        shrink: Shrink | None,
+        on_change: Callable[[PlanChange], None],
     ) -> None:
-        self._model = model
+        self._recompute = recompute
         self._shrink = shrink
         self._on_change = on_change
         self._optimizer: Any = None
         self.plan = plan
-        recompute_blocks(model, plan.num_recomputed)
+        recompute(plan.num_recomputed)
 
     def take_optimizer(self, optimizer: Any) -> None:
         """Let the optimizer's state page, or not, as the plan says; before it has any."""
@@ -103,7 +106,7 @@ class PlanRunner:
 
     def _take(self, plan: ExecutionPlan, step: int, reason: str) -> None:
         failed, self.plan = self.plan, plan
-        recompute_blocks(self._model, plan.num_recomputed)
+        self._recompute(plan.num_recomputed)
         if plan.pages_optimizer and not failed.pages_optimizer and hasattr(self._optimizer, "is_paged"):
             self._optimizer.is_paged = True
             page_optimizer_state(self._optimizer)

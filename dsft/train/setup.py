@@ -9,6 +9,7 @@ from dsft.core.config.schema import TrainConfig
 from dsft.core.data.packing import pack_sequences
 from dsft.core.data.prepare import PreparedData, prepare_data
 from dsft.core.data.sources import open_source
+from dsft.core.engine.support import find_obstacle
 from dsft.core.large_imports import import_bitsandbytes, large_imports, wake_cuda_driver
 from dsft.core.memory.model_shape import read_model_shape
 from dsft.core.models.attention import AttentionKernel, choose_attention
@@ -23,6 +24,7 @@ from dsft.core.models.device import (
 from dsft.core.models.load import check_trainable
 from dsft.core.models.source import ModelSource, find_model, fingerprint_weights
 from dsft.core.models.tokenizer import LoadedTokenizer, load_tokenizer
+from dsft.core.notices import Notify
 from dsft.core.paths import cache_dir
 from dsft.core.units import format_gib
 from dsft.train.events import EventSink, Notice, Phase, PrepareProgress
@@ -55,6 +57,12 @@ class RunSetup:
     order: "StepOrder"
     run_plan: "RunPlan"
     notices: tuple[str, ...]
+    engine_obstacle: str | None
+
+    @property
+    def uses_engine(self) -> bool:
+        """Whether dsft's engine computes the blocks."""
+        return self.engine_obstacle is None
 
     @property
     def num_validation_samples(self) -> int:
@@ -157,13 +165,16 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     order = StepOrder(sequences.lengths, config.effective_batch_size, config.seed, num_steps)
     sink(Phase("plan"))
     longest_validation = int(data.validation.lengths.max()) if data.validation is not None else 0
+    view = look_at_card(device)  # before anything else makes a CUDA context
+    obstacle = find_engine_obstacle(config, source, device, tell)
     run_plan = plan_run(
         config,
-        look_at_card(device),
+        view,
         precision=precision,
         attention=attention,
         shape=shape,
         workload=order.workload(longest_validation),
+        uses_engine=obstacle is None,
     )
     return RunSetup(
         config=config,
@@ -181,7 +192,15 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
         order=order,
         run_plan=run_plan,
         notices=tuple(notices),
+        engine_obstacle=obstacle,
     )
+
+
+def find_engine_obstacle(config: TrainConfig, source: ModelSource, device: Device, on_notice: Notify) -> str | None:
+    """Return why a run takes transformers' own blocks, as a phrase that goes on after "because"; None if it doesn't."""
+    if config.engine == "off":
+        return "the engine is turned off"
+    return find_obstacle(source.model_config, lora_dropout=config.lora_dropout, device=device, on_notice=on_notice)
 
 
 def describe_techniques(setup: RunSetup) -> dict[str, str]:
@@ -202,6 +221,9 @@ def describe_techniques(setup: RunSetup) -> dict[str, str]:
         "gradient checkpointing": f"{plan.num_recomputed} of {num_blocks} blocks recompute their activations"
         if plan.num_recomputed
         else "off: every block keeps its activations",
+        "blocks": f"transformers' and PEFT's own modules, because {setup.engine_obstacle}"
+        if setup.engine_obstacle is not None
+        else "dsft's engine: no matrix product is done twice where activations are kept, LoRA inside the products",
         "attention": setup.attention.description,
         "optimizer": setup.optimizer_description,
         "gradient accumulation": f"effective batch {config.effective_batch_size} in micro-batches of up to {split}, "

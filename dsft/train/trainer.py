@@ -13,7 +13,6 @@ from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from dsft.core.data.samples import TokenizedDataset
-from dsft.core.engine.flat_lora import FlatLora
 from dsft.core.errors import DoesNotFitError, NonFiniteLossError, is_out_of_memory
 from dsft.core.memory.plan import ExecutionPlan
 from dsft.train.batches import (
@@ -25,6 +24,7 @@ from dsft.train.batches import (
     group_by_tokens,
     split_into_micro_batches,
 )
+from dsft.train.blocks import Blocks, PlainBlocks
 from dsft.train.callbacks import Interrupter, Reporter
 from dsft.train.checkpoint import find_damage, remove_old_checkpoints, replace_folder, write_checkpoint
 from dsft.train.folders import BEST_ADAPTER
@@ -67,7 +67,7 @@ class QloraTrainer(Trainer):
         num_workers: Processes that load batches.
         guard: Tells whether a signal came.
         hooks: Whom to tell what.
-        lora: The model's trained weights where they lie together already; None lets the trainer put them together.
+        blocks: The model's blocks; None takes them as they are.
         shrink: Finds the next smaller plan when memory runs out; None lets the error through.
         find_largest: Finds the sequences of the largest micro-batch of the run under a plan, which is tried before the
             first step; None for no rehearsal.
@@ -90,7 +90,7 @@ class QloraTrainer(Trainer):
         num_workers: int,
         guard: InterruptGuard,
         hooks: TrainerHooks,
-        lora: FlatLora | None = None,
+        blocks: Blocks | None = None,
         shrink: Shrink | None = None,
         find_largest: Callable[[ExecutionPlan], Sequence[int]] | None = None,
     ) -> None:
@@ -102,8 +102,10 @@ class QloraTrainer(Trainer):
             callbacks=[Reporter(self), Interrupter(self)],
         )
         self.remove_callback(PrinterCallback)
-        self._runner = PlanRunner(model, plan, shrink, hooks.on_plan_change)
-        self.lora = lora or FlatLora.each_alone(model.parameters())
+        blocks = blocks or PlainBlocks(model)
+        self._runner = PlanRunner(blocks.recompute, plan, shrink, hooks.on_plan_change)
+        self.lora = blocks.lora
+        self._fuses_loss = blocks.fuses_loss
         release_memory()  # attaching LoRA leaves its weights' first forms behind
         self._find_largest = find_largest
         self.hooks = hooks
@@ -234,7 +236,9 @@ class QloraTrainer(Trainer):
         for batch in micro_batches:
             self._tell_interrupt()
             with self._autocast():
-                loss = sum_target_losses(self.model, batch.to(self.args.device)) / max(num_targets, 1)
+                loss = sum_target_losses(self.model, batch.to(self.args.device), is_fused=self._fuses_loss) / max(
+                    num_targets, 1
+                )
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -329,7 +333,7 @@ class QloraTrainer(Trainer):
         """
         try:
             with torch.no_grad(), self._autocast():
-                return sum_target_losses(self.model, batch.to(self.args.device)).double()
+                return sum_target_losses(self.model, batch.to(self.args.device), is_fused=self._fuses_loss).double()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -118,6 +118,9 @@ class TrainConfig(BaseModel):
     """Whether the state of paged_adamw_32bit may page to host memory; auto lets the plan decide."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: of as many blocks as the plan says, with --plan off of all."""
+    engine: Literal["auto", "off"] = "auto"
+    """How blocks are computed: auto takes dsft's own engine where it computes the model exactly, off transformers' and
+    PEFT's modules."""
     use_flash_attention: bool = False
     """Demand a flash-attention kernel: the flash-attn package or PyTorch's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -178,6 +181,7 @@ EXECUTION_FIELDS = frozenset(
         "recompute_blocks",
         "page_optimizer",
         "gradient_checkpointing",
+        "engine",
         "use_flash_attention",
         "device",
         "precision",

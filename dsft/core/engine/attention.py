@@ -56,10 +56,10 @@ def attend(
         longest: Tokens of the longest sample.
         scaling: Factor of the scores.
     """
-    leaves = tuple(states.detach().requires_grad_() for states in (queries, keys, values))
+    queries, keys, values = (states.detach().requires_grad_() for states in (queries, keys, values))
     with torch.enable_grad():
-        output = _KERNELS[name](*leaves, bounds, longest, scaling)
-    return SavedAttention(output, leaves)
+        output = _KERNELS[name](queries, keys, values, bounds, longest, scaling)
+    return SavedAttention(output, (queries, keys, values))
 
 
 def _attend_varlen(
@@ -107,14 +107,15 @@ def _attend_per_sample(
     groups = queries.shape[1] // keys.shape[1]
     if groups > 1:  # not every kernel takes fewer key heads than query heads
         keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-    # [tokens, heads, head_dim] -> [heads, tokens, head_dim], for each sample
+    # [tokens, heads, head_dim] -> [heads, tokens, head_dim]
+    queries, keys, values = queries.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1)
     outputs = [
         scaled_dot_product_attention(
-            *(states[start:end].transpose(0, 1) for states in (queries, keys, values)), is_causal=True, scale=scaling
-        ).transpose(0, 1)
+            queries[:, start:end], keys[:, start:end], values[:, start:end], is_causal=True, scale=scaling
+        )
         for start, end in itertools.pairwise(bounds.tolist())
     ]
-    return torch.cat(outputs)
+    return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
 _KERNELS: dict[str, Any] = {

@@ -164,7 +164,7 @@ class AttentionHalf:
         tokens, first, second = len(gradient), self.num_heads, self.num_heads + self.num_kv_heads
         at_queries, at_keys, at_values = saved.attention.reverse(gradient.view(tokens, first, self.head_dim))
         extended = gradient.new_empty(tokens, self.inputs.num_outputs + self.inputs.low_width)
-        heads = extended[:, : self.inputs.num_outputs].unflatten(1, (-1, self.head_dim))
+        heads = extended[:, : self.inputs.num_outputs].view(tokens, -1, self.head_dim)
         for part, at_part in ((slice(first), at_queries), (slice(first, second), at_keys)):
             elementwise.rotate(at_part, stream.cosines, stream.sines, heads[:, part], backwards=True)
         heads[:, second:].copy_(at_values)

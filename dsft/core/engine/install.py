@@ -30,10 +30,21 @@ class Engine:
     Attributes:
         lora: LoRA's weights and gradients.
         blocks: In order.
+        decoder: The model's decoder.
+        layers: Its own layers, in whose places the blocks are.
+        norm: Its own last norm.
     """
 
     lora: FlatLora
     blocks: Sequence[EngineBlock]
+    decoder: Any
+    layers: Sequence[Any]
+    norm: Any
+
+    @property
+    def fuses_loss(self) -> bool:
+        """Whether the engine's kernel computes the loss: it does."""
+        return True
 
     def recompute(self, num_blocks: int) -> None:
         """Let the first `num_blocks` blocks run forward once more in the backward pass (arXiv:1604.06174).
@@ -42,6 +53,12 @@ class Engine:
         """
         for index, block in enumerate(self.blocks):
             block.recomputes = index < num_blocks
+
+    def remove(self) -> None:
+        """Give the model its own modules back."""
+        for index, layer in enumerate(self.layers):
+            self.decoder.layers[index] = layer
+        self.decoder.norm = self.norm
 
 
 def install_engine(model: Any, attention: AttentionName, compute_dtype: torch.dtype) -> Engine:
@@ -64,10 +81,11 @@ def install_engine(model: Any, attention: AttentionName, compute_dtype: torch.dt
     shared = Workspace(max(part.workspace_values() for part in projections), compute_dtype, lora.gradients.device)
     for part in projections:
         part.set_workspace(shared)
+    engine = Engine(lora, blocks, decoder, list(decoder.layers), decoder.norm)
     for index, block in enumerate(blocks):
         decoder.layers[index] = block
     decoder.norm = EngineNorm(decoder.norm)
-    return Engine(lora, blocks)
+    return engine
 
 
 def _projections(block: EngineBlock) -> list[Projection]:
@@ -115,12 +133,8 @@ def _make_projection(layers: Sequence[Any], lora: FlatLora, workspace: Workspace
     factors_a, factors_b = (lora.matrix(run) for run in _lora_runs(layers))
     bias = None
     if any(base.bias is not None for base in bases):
-        bias = torch.cat(
-            [
-                base.weight.new_zeros(base.out_features, dtype=lora.copy.dtype) if base.bias is None else base.bias
-                for base in bases
-            ]
-        ).to(lora.copy.dtype)
+        biases = [lora.copy.new_zeros(base.out_features) if base.bias is None else base.bias for base in bases]
+        bias = torch.cat(biases).to(lora.copy.dtype)
     try:
         weights = [Nf4Weight.of(base) for base in bases]
     except ValueError as error:

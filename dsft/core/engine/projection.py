@@ -87,7 +87,7 @@ class Projection:
         return matrix
 
     def extend_forward(self) -> torch.Tensor:
-        """Return [W | B], [num_outputs, num_inputs + low_width], in the workspace: B of each layer in its own columns."""
+        """Return [W | B], [num_outputs, num_inputs + low_width], in the workspace; each layer has own columns for B."""
         matrix = self._workspace.take(self.num_outputs, self.num_inputs + self.low_width)
         self._fill(matrix[:, : self.num_inputs])
         self._place_b(matrix)

@@ -309,7 +309,7 @@ def test_the_plan_of_the_row_is_the_one_that_runs(base, monkeypatch: pytest.Monk
     train = measure._TimedTrainer.train
 
     def look(self, *args, **kwargs):
-        recomputing.append(sum(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()))
+        recomputing.append(sum(getattr(module, "recomputes", False) for module in self.model.modules()))
         return train(self, *args, **kwargs)
 
     monkeypatch.setattr(measure._TimedTrainer, "train", look)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dsft.core.paths import triton_cache_dir
-from dsft.infer.decoding.make import place_triton_cache
+from dsft.core.triton_cache import place_triton_cache
 
 
 @pytest.fixture(autouse=True)

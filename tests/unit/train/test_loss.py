@@ -34,8 +34,10 @@ def make_head(num_targets: int, dtype: torch.dtype, scale: float = 1.0) -> tuple
     return states, weight, torch.randint(VOCABULARY, (num_targets,))
 
 
-def head_loss(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return loss_module._HeadLoss.apply(states, weight, labels)
+def head_loss(
+    states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, is_fused: bool = False
+) -> torch.Tensor:
+    return loss_module._HeadLoss.apply(states, weight, labels, is_fused)
 
 
 def exact(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,10 +49,11 @@ def exact(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> t
     return total.detach(), wide.grad
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("num_targets", NUM_TARGETS)
-def test_value_and_gradient_are_those_of_cross_entropy(num_targets: int) -> None:
+def test_value_and_gradient_are_those_of_cross_entropy(num_targets: int, is_fused: bool) -> None:
     states, weight, labels = make_head(num_targets, torch.float32)
-    total = head_loss(states, weight, labels)
+    total = head_loss(states, weight, labels, is_fused=is_fused)
     (3 * total).backward()
     value, gradient = exact(states, weight, labels)
     assert total.dtype == torch.float32 and total.shape == ()

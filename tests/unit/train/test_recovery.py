@@ -37,13 +37,13 @@ def break_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     def install(*failing: int, training_only: bool = True) -> list[int]:
         sizes: list[int] = []
 
-        def sum_or_fail(model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+        def sum_or_fail(model: torch.nn.Module, batch: MicroBatch, **options: bool) -> torch.Tensor:
             if training_only and not model.training:
-                return sum_target_losses(model, batch)
+                return sum_target_losses(model, batch, **options)
             sizes.append(batch.num_tokens)
             if len(sizes) - 1 in failing:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return sum_target_losses(model, batch)
+            return sum_target_losses(model, batch, **options)
 
         monkeypatch.setattr(trainer_module, "sum_target_losses", sum_or_fail)
         return sizes
@@ -131,7 +131,7 @@ def test_without_a_way_to_shrink_the_error_comes_through(load_model, tmp_path: P
 
 
 def test_a_full_host_is_no_reason_for_a_smaller_plan(load_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object) -> torch.Tensor:
+    def fail(*_: object, **_options: object) -> torch.Tensor:
         raise MemoryError
 
     monkeypatch.setattr(trainer_module, "sum_target_losses", fail)
@@ -170,7 +170,7 @@ def test_what_pytorch_said_is_told_where_nothing_smaller_is_left(load_model, tmp
 
 
 def test_other_errors_are_not_taken_for_a_full_memory(load_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object) -> torch.Tensor:
+    def fail(*_: object, **_options: object) -> torch.Tensor:
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(trainer_module, "sum_target_losses", fail)
@@ -266,7 +266,10 @@ def test_state_begins_to_page_with_a_plan_that_says_so_and_never_stops(load_mode
     optimizer = SimpleNamespace(is_paged=None, state={}, param_groups=[])
     changes: list[PlanChange] = []
     runner = PlanRunner(
-        load_model(), make_literal_plan(4), lambda plan, free: replace(plan, pages_optimizer=True), changes.append
+        lambda _num_blocks: None,
+        make_literal_plan(4),
+        lambda plan, free: replace(plan, pages_optimizer=True),
+        changes.append,
     )
     runner.take_optimizer(optimizer)
     assert optimizer.is_paged is False

@@ -19,6 +19,7 @@ from dsft.core.memory.plan import ExecutionPlan
 from dsft.core.models.device import Device
 from dsft.train.arguments import choose_optimizer, make_arguments
 from dsft.train.batches import SequenceDataset, flatten
+from dsft.train.blocks import PlainBlocks
 from dsft.train.checkpoint import find_damage, list_checkpoints
 from dsft.train.interrupt import InterruptGuard
 from dsft.train.loss import sum_target_losses
@@ -349,8 +350,9 @@ def test_weights_and_gradients_stay_in_one_piece(load_model, tmp_path: Path):
 def test_a_given_piece_s_copy_is_fresh_in_every_pass(load_model, tmp_path: Path):
     model = load_model()
     trained = [p for p in model.parameters() if p.requires_grad]
-    lora = FlatLora([trained[1::2], trained[::2]], torch.bfloat16)  # in an order of its own
-    run = Run(model, tmp_path, steps=3, validation=make_samples(5, seed=9), lora=lora)
+    blocks = PlainBlocks(model)
+    blocks.lora = lora = FlatLora([trained[1::2], trained[::2]], torch.bfloat16)  # in an order of its own
+    run = Run(model, tmp_path, steps=3, validation=make_samples(5, seed=9), blocks=blocks)
     copies: list[torch.Tensor] = []
 
     def look(*_: object) -> None:
