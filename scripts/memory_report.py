@@ -18,10 +18,10 @@ from typing import Any
 
 from dsft.core.memory.cards import H100, find_card
 from dsft.core.memory.generation import GenerationLoad, cache_bytes, capacity_for, estimate_generation
-from dsft.core.memory.model_shape import BUILTIN_CONFIGS, read_model_shape
+from dsft.core.memory.model_shape import BUILTIN_CONFIGS, ModelShape, read_model_shape
 from dsft.core.memory.prompt_pass import prompt_bytes
 from dsft.core.memory.speed import predict_step
-from dsft.core.memory.training import TrainingLoad, estimate_training
+from dsft.core.memory.training import TrainingLoad, estimate_training, optimizer_state_bytes, paged_tensor_bytes
 from dsft.core.units import GIB
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
@@ -32,6 +32,8 @@ COMMANDS = {
 }
 FIGURES = ("allocated", "reserved", "device")
 SETS = ("fitted", "held_out")
+EACH_WEIGHT = "one for each weight"
+"""What a record says of its optimizer that was measured before LoRA's weights lay in one tensor."""
 
 Json = dict[str, Any]
 
@@ -168,7 +170,17 @@ def predict(record: Json, row: Json) -> Json:
         paged_bytes=0,  # the card had room for all paged state
     )
     peaks = {f"{figure}_bytes": getattr(memory, f"{figure}_bytes") for figure in FIGURES}
+    if load.pages_optimizer and record.get("optimizer_tensors") == EACH_WEIGHT:
+        peaks["device_bytes"] += paged_apart_bytes(shape, load.rank) - sum(
+            optimizer_state_bytes(shape, load.rank, pages=True)
+        )
     return peaks | {"step_s": round(time.step_s, 4)}
+
+
+def paged_apart_bytes(shape: ModelShape, rank: int) -> int:
+    """Return what paged optimizer state takes where each weight has moments of its own, each rounded up."""
+    sizes = [rank * size for linear in shape.block_linears for size in (linear.num_inputs, linear.num_outputs)]
+    return shape.num_blocks * sum(2 * paged_tensor_bytes(4 * num_values) for num_values in sizes)
 
 
 def predict_answer(record: Json, row: Json) -> Json:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dsft.core.memory.block_path import ENGINE_PATH, PLAIN_PATH
 from dsft.core.memory.cards import Card, workspace_bytes
+from dsft.core.memory.engine_path import dequantization_values, joined_bias_bytes
 from dsft.core.memory.model_shape import (
     ModelShape,
     in_blocks,
@@ -11,18 +13,11 @@ from dsft.core.memory.model_shape import (
     unquantized_bytes,
 )
 from dsft.core.memory.pass_size import PassSize
-from dsft.core.memory.plain_path import (
-    block_backward,
-    block_forward,
-    loss_and_head,
-    recomputed_backward,
-    recomputed_forward,
-)
 
 MIB = 1024**2
 
 PAGED_FROM_VALUES = 100_000
-"""bitsandbytes pages the optimizer state of a tensor from this many values on; smaller ones stay on the device."""
+"""bitsandbytes pages the optimizer state of a tensor from this many values on; a smaller one's stays on the device."""
 
 LOADING_HOLES_BYTES = 32 * MIB
 LOADING_HOLES_SHARE = 0.02
@@ -78,6 +73,7 @@ class TrainingLoad:
         has_dropout: Whether LoRA drops a share of its inputs.
         num_recomputed: Blocks that recompute.
         pages_optimizer: Whether the optimizer state can page to host memory.
+        uses_engine: Whether dsft's engine computes the blocks.
     """
 
     shape: ModelShape
@@ -90,6 +86,7 @@ class TrainingLoad:
     has_dropout: bool = False
     num_recomputed: int = 0
     pages_optimizer: bool = False
+    uses_engine: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,10 +152,12 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
     nf4, scales = quantized_bytes(shape)
     other = unquantized_bytes(shape, width)
     workspace = workspace_bytes(card.capability)
-    lora = 4 * shape.num_lora_weights(rank)
+    lora = lora_bytes(shape, rank)
     on_device, paged = optimizer_state_bytes(shape, rank, pages=load.pages_optimizer)
     step = _step(load)
+    lora_copy, dequantized, biases = _engine_terms(load)
     allocated = nf4 + scales + other + workspace + 2 * lora + on_device + step.peak_bytes
+    allocated += lora_copy.num_bytes + dequantized.num_bytes + biases.num_bytes
     idle = loading_holes_bytes(shape) + step.idle_bytes
     reserved = -(-(allocated + idle) // (2 * MIB)) * 2 * MIB  # PyTorch's expandable segments grow by 2 MiB at least
     context = card.context_bytes if context_bytes is None else context_bytes
@@ -176,20 +175,12 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
             f"{shape.vocab_size:,} x {shape.hidden_size:,} {table}, and norms, x {width} bytes",
             Group.WEIGHTS,
         ),
+        biases,
         Term("LoRA weights", lora, f"{values:,} x 4 bytes", Group.LORA),
         Term("LoRA gradients", lora, f"{values:,} x 4 bytes", Group.LORA),
-        Term(
-            "optimizer state" + (", small tensors" if load.pages_optimizer else ""),
-            on_device,
-            "2 x 4 bytes for each LoRA weight" + (" of tensors too small to page" if load.pages_optimizer else ""),
-            Group.LORA,
-        ),
-        Term(
-            "optimizer state, paged",
-            paged_in,
-            "2 x 4 bytes for each LoRA weight, as the driver rounds them",
-            Group.LORA,
-        ),
+        lora_copy,
+        Term("optimizer state", on_device, "2 x 4 bytes for each LoRA weight", Group.LORA),
+        Term("optimizer state, paged", paged_in, "2 x 4 bytes for each LoRA weight", Group.LORA),
         Term(
             "kept activations",
             step.kept_bytes,
@@ -198,6 +189,7 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
             Group.ACTIVATIONS,
         ),
         Term("largest transient", step.peak_bytes - step.kept_bytes, step.moment, Group.ACTIVATIONS),
+        dequantized,
         Term("cuBLAS workspaces", workspace, "one for each of two threads", Group.OVERHEAD),
         Term("idle in the allocator", reserved - allocated, "between tensors, and rounding", Group.OVERHEAD),
         Term("CUDA context and kernels", context, _origin(card, context_bytes), Group.OVERHEAD),
@@ -216,6 +208,25 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
     )
 
 
+def _engine_terms(load: TrainingLoad) -> tuple[Term, Term, Term]:
+    """Return what the engine holds all the time beside the model: LoRA's copy, its workspace, biases."""
+    shape, rank, width = load.shape, load.rank, load.value_bytes
+    values = copy = biases = 0
+    if load.uses_engine:
+        values, biases = dequantization_values(shape, rank), joined_bias_bytes(shape, width)
+        copy = lora_bytes(shape, rank) * width // 4 if width < 4 else 0  # in float32 the weights serve themselves
+    return (
+        Term("LoRA weights, 16-bit copy", copy, f"{shape.num_lora_weights(rank):,} x {width} bytes", Group.LORA),
+        Term(
+            "dequantization workspace",
+            in_blocks(width * values) if values else 0,
+            f"{values:,} x {width} bytes",
+            Group.OVERHEAD,
+        ),
+        Term("joined biases", biases, "those of layers that are multiplied as one", Group.WEIGHTS),
+    )
+
+
 def _origin(card: Card, measured: int | None) -> str:
     if measured is not None:
         return "measured on this card now"
@@ -227,17 +238,21 @@ def loading_holes_bytes(shape: ModelShape) -> int:
     return LOADING_HOLES_BYTES + round(LOADING_HOLES_SHARE * sum(quantized_bytes(shape)))
 
 
+def lora_bytes(shape: ModelShape, rank: int) -> int:
+    """Return the bytes of the one float32 tensor that all LoRA weights lie in, each from a multiple of 128 values on.
+
+    Their gradients, and each moment of the optimizer, are a tensor of that size too.
+    """
+    sizes = (4 * rank * size for linear in shape.block_linears for size in (linear.num_inputs, linear.num_outputs))
+    return shape.num_blocks * sum(in_blocks(num_bytes) for num_bytes in sizes)
+
+
 def optimizer_state_bytes(shape: ModelShape, rank: int, *, pages: bool) -> tuple[int, int]:
     """Return the bytes of AdamW's two float32 moments (arXiv:1711.05101) on the device, and in pageable memory."""
-    on_device = paged = 0
-    for linear in shape.block_linears:
-        for values in (rank * linear.num_inputs, rank * linear.num_outputs):
-            num_bytes = 4 * values
-            if pages and values >= PAGED_FROM_VALUES:
-                paged += 2 * paged_tensor_bytes(num_bytes)
-            else:
-                on_device += 2 * in_blocks(num_bytes)
-    return shape.num_blocks * on_device, shape.num_blocks * paged
+    moment_bytes = lora_bytes(shape, rank)
+    if pages and moment_bytes >= 4 * PAGED_FROM_VALUES:
+        return 0, 2 * paged_tensor_bytes(moment_bytes)
+    return 2 * moment_bytes, 0
 
 
 def paged_tensor_bytes(num_bytes: int) -> int:
@@ -272,13 +287,14 @@ def _step(load: TrainingLoad) -> _Step:
     size = PassSize(load.num_tokens, load.num_targets, load.rank, width, load.is_flash, load.has_dropout)
     state = in_blocks(width * load.num_tokens * shape.hidden_size)
     recomputed, kept_blocks = load.num_recomputed, shape.num_blocks - load.num_recomputed
-    forward, backward = block_forward(shape, size), block_backward(shape, size)
-    again, loss = recomputed_backward(shape, size), loss_and_head(shape, size)
+    path = ENGINE_PATH if load.uses_engine else PLAIN_PATH
+    forward, backward = path.block_forward(shape, size), path.block_backward(shape, size)
+    again, loss = path.recomputed_backward(shape, size), path.loss_and_head(shape, size)
     # Sines and cosines of the positions, for all blocks.
     rotation = 2 * in_blocks(width * load.num_tokens * shape.head_dim)
     inputs = recomputed * state
     kept = kept_blocks * forward.kept_bytes
-    if kept_blocks == shape.num_blocks:
+    if kept_blocks == shape.num_blocks and not load.uses_engine:
         kept -= _unneeded_in_first_block(shape, size)
     moments = {"the loss": inputs + kept + loss.peak_bytes}
     if kept_blocks:
@@ -289,9 +305,8 @@ def _step(load: TrainingLoad) -> _Step:
         moments["a block's second forward pass and its backward pass"] = inputs + state + again.peak_bytes
     longest = PassSize(load.num_validation_tokens, load.num_validation_tokens, load.rank, width, load.is_flash)
     if longest.num_tokens > load.num_tokens:
-        moments["a validation pass"] = (
-            in_blocks(width * longest.num_tokens * shape.hidden_size) + recomputed_forward(shape, longest).peak_bytes
-        )
+        first = in_blocks(width * longest.num_tokens * shape.hidden_size)
+        moments["a validation pass"] = first + path.recomputed_forward(shape, longest).peak_bytes
     moment = max(moments, key=lambda name: moments[name])
     small_fragments = FORWARD_FRAGMENTATION * forward.peak_bytes
     live_kept = inputs + (0 if "second" in moment else kept)

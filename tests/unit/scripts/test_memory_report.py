@@ -97,6 +97,16 @@ def test_a_prediction_follows_the_facts_of_its_row(report, record) -> None:
     assert report.predict(record, row) != before
 
 
+def test_paged_state_is_rounded_as_it_lay_when_it_was_measured(report, record) -> None:
+    row = next(row for row in record["grid"] if row["name"] == "2x1024 r32 k32 paged")
+    assert record["optimizer_tensors"] == "one for each weight"
+    apart = report.predict(record, row)
+    together = report.predict({**record, "optimizer_tensors": "one for all"}, row)
+    # Of a block's 14 tensors at rank 32, 11 take 512 KiB and 3 take 1.34 MiB, rounded to 2; together they take 610 MiB.
+    assert apart["device_bytes"] - together["device_bytes"] == (32 * 2 * (11 // 2 + 0.5 + 3 * 2) - 610) * 2**20
+    assert apart["reserved_bytes"] == together["reserved_bytes"]
+
+
 def test_errors_are_in_percent_of_what_was_measured(report) -> None:
     row = {"measured": {"device_bytes": 200}, "predicted": {"device_bytes": 197}}
     assert report.error_percent(row, "device") == pytest.approx(-1.5)

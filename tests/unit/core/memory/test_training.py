@@ -13,6 +13,7 @@ from dsft.core.memory.training import (
     TrainingLoad,
     TrainingMemory,
     estimate_training,
+    lora_bytes,
     optimizer_state_bytes,
     paged_tensor_bytes,
 )
@@ -114,20 +115,51 @@ def test_a_paged_tensor_takes_what_the_driver_rounds_it_to(num_bytes: int, expec
     assert paged_tensor_bytes(num_bytes) == expected
 
 
-def test_optimizer_state_that_pages() -> None:
-    # Rank 64: all tensors page. Of a block's 14, 11 have 64 x 4,096 values (1 MiB) and 3 have 64 x 11,008 (3 MiB).
-    assert optimizer_state_bytes(LARGE, 64, pages=True) == (0, 32 * 2 * (11 + 3 * 3) * MIB)
-    # Rank 16: 65,536 values are too few to page, 176,128 are not (0.67 MiB, rounded to 1).
-    assert optimizer_state_bytes(LARGE, 16, pages=True) == (32 * 2 * 11 * 4 * 65_536, 32 * 2 * 3 * MIB)
-    assert optimizer_state_bytes(LARGE, 8, pages=True) == (8 * LARGE.num_lora_weights(8), 0)
+def test_optimizer_state_pages_as_a_whole() -> None:
+    # Two moments of 159,907,840 weights in 4 bytes: 610 MiB each, a whole number of 512 KiB.
+    assert optimizer_state_bytes(LARGE, 64, pages=True) == (0, 2 * 610 * MIB)
+    # At rank 9 it is 85.78125 MiB: rounded up to 86. No tensor is too small to page by itself.
+    assert optimizer_state_bytes(LARGE, 9, pages=True) == (0, 2 * 86 * MIB)
+    assert optimizer_state_bytes(LARGE, 9, pages=False) == (8 * LARGE.num_lora_weights(9), 0)
     assert optimizer_state_bytes(LARGE, 64, pages=False) == (8 * LARGE.num_lora_weights(64), 0)
 
 
-@pytest.mark.parametrize(("rank", "does_page"), [(24, False), (25, True)])
-def test_tensors_page_from_100_000_values_on(rank: int, does_page: bool) -> None:
-    small = replace(LARGE, mlp_linears=LARGE.attention_linears)  # all of 4,096 values for each rank
-    on_device, paged = optimizer_state_bytes(small, rank, pages=True)
+@pytest.mark.parametrize(("num_blocks", "does_page"), [(1, False), (2, True)])
+def test_state_pages_from_100_000_values_on(num_blocks: int, does_page: bool) -> None:
+    small = replace(LARGE, num_blocks=num_blocks)  # 78,080 weights a block at rank 1
+    on_device, paged = optimizer_state_bytes(small, 1, pages=True)
     assert (paged > 0, on_device == 0) == (does_page, does_page)
+
+
+def test_each_weight_begins_at_a_multiple_of_128_values() -> None:
+    odd = read_model_shape(CONFIGS["6.7b"] | {"intermediate_size": 11_009}, "odd")
+    padded = replace(
+        LARGE, mlp_linears=read_model_shape(CONFIGS["6.7b"] | {"intermediate_size": 11_136}, "m").mlp_linears
+    )
+    assert lora_bytes(LARGE, 8) == 4 * LARGE.num_lora_weights(8)
+    assert lora_bytes(odd, 1) == lora_bytes(padded, 1) == 4 * padded.num_lora_weights(1)
+
+
+def test_the_one_tensor_is_as_large_as_it_says() -> None:
+    import torch
+
+    from dsft.core.engine.flat_lora import FlatLora
+
+    shape = read_model_shape(
+        CONFIGS["6.7b"]
+        | {
+            "hidden_size": 96,
+            "intermediate_size": 131,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 3,
+        },
+        "small",
+    )
+    sizes = [size for linear in shape.block_linears for size in (linear.num_inputs, linear.num_outputs)]
+    weights = [torch.nn.Parameter(torch.zeros(5, size)) for _ in range(shape.num_blocks) for size in sizes]
+    flat = FlatLora.each_alone(weights)
+    assert lora_bytes(shape, 5) == flat.parameter.nbytes == flat.gradients.nbytes > 4 * shape.num_lora_weights(5)
 
 
 # The sum
@@ -206,7 +238,7 @@ def test_a_higher_rank_never_needs_less(shape: ModelShape, share: float) -> None
             estimate_training(load(shape, r, num_tokens, num_recomputed=recomputed, pages_optimizer=True), H100)
             for r in ranks
         ]
-        # PyTorch's share may fall at the rank from which a tensor pages; what the process takes in all does not.
+        # PyTorch's share may fall at the rank from which the state pages; what the process takes in all does not.
         totals = [memory.most_process_bytes for memory in paged]
         assert totals == sorted(totals)
 
