@@ -126,7 +126,7 @@ def prepare_row(
         device=device,
         precision=precision,
         attention=attention,
-        optimizer=choose_optimizer(config, device),
+        optimizer=choose_optimizer(config, device, shape.num_lora_weights(config.lora_r)),
         source=source,
         shape=shape,
         data=data,

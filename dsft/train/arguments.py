@@ -8,7 +8,11 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from dsft.core.config.schema import TrainConfig
+from dsft.core.errors import ConfigError
 from dsft.core.models.device import Device, Precision
+
+MOST_PAGED_WEIGHTS = 2**31 - 2**24
+"""bitsandbytes 0.50 counts the values of a tensor in 31 bits and rounds up; what lies between weights counts too."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,20 @@ class OptimizerChoice:
     notice: str | None = None
 
 
-def choose_optimizer(config: TrainConfig, device: Device) -> OptimizerChoice:
-    """Choose the optimizer: bitsandbytes' paged AdamW on CUDA, PyTorch's AdamW where paging does not exist."""
+def choose_optimizer(config: TrainConfig, device: Device, num_lora_weights: int = 0) -> OptimizerChoice:
+    """Choose the optimizer: bitsandbytes' paged AdamW on CUDA, PyTorch's AdamW where paging does not exist.
+
+    Raises:
+        ConfigError: There are more weights than bitsandbytes can step.
+    """
     if device.kind == "cuda":
         if config.optimizer == "paged_adamw_32bit":
+            if num_lora_weights > MOST_PAGED_WEIGHTS:
+                raise ConfigError(
+                    f"LoRA of rank {config.lora_r} has {num_lora_weights:,} weights in this model, and the paged "
+                    f"optimizer can step {MOST_PAGED_WEIGHTS:,} at most.",
+                    "Lower --lora-r, or take --optimizer adamw.",
+                )
             return OptimizerChoice(
                 "paged_adamw_32bit", "paged AdamW, 32-bit state that can page to host memory", "bitsandbytes"
             )

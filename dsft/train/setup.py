@@ -146,7 +146,7 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     demand = resolved.origins["use_flash_attention"] if config.use_flash_attention else None
     attention = choose_attention(demand, device, precision)
     tell(attention.notice)
-    optimizer = choose_optimizer(config, device)
+    optimizer = choose_optimizer(config, device, shape.num_lora_weights(config.lora_r))
     tell(optimizer.notice)
     sink(Phase("check the tokenizer"))
     tokenizer = load_tokenizer(source)

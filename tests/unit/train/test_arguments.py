@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from dsft.core.config.schema import TrainConfig
+from dsft.core.errors import ConfigError
 from dsft.core.models.device import Device
 from dsft.train.arguments import choose_optimizer, count_steps, count_warmup_steps, make_arguments
 
@@ -35,6 +36,15 @@ def test_the_paged_optimizer_has_an_announced_substitute_on_a_cpu():
     assert substitute.name == "adamw_torch"
     assert substitute.notice is not None and "CUDA" in substitute.notice
     assert choose_optimizer(TrainConfig(optimizer="adamw"), CPU).notice is None
+
+
+def test_more_weights_than_the_paged_optimizer_can_count_are_refused():
+    count = 2_558_525_440  # of the 6.7B shape at rank 1,024
+    with pytest.raises(ConfigError, match=r"rank 1024 has 2,558,525,440 weights.*--optimizer adamw"):
+        choose_optimizer(TrainConfig(lora_r=1024), GPU, count)
+    assert choose_optimizer(TrainConfig(lora_r=1024, optimizer="adamw"), GPU, count).state == "torch"
+    assert choose_optimizer(TrainConfig(lora_r=1024), CPU, count).state == "torch"
+    assert choose_optimizer(TrainConfig(lora_r=512), GPU, count // 2).state == "bitsandbytes"
 
 
 def test_the_trainer_does_not_spread_over_several_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
