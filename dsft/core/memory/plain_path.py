@@ -6,7 +6,6 @@ the rank; sizes are in bytes of the compute type, w (2, or 4 for float32). With 
 its cache: LoRA's float32 weights are cast at each use, and a cast lives as long as something that needs it.
 """
 
-from dataclasses import dataclass
 from functools import cache
 
 from dsft.core.memory.loss_chunks import chunk_rows
@@ -14,20 +13,7 @@ from dsft.core.memory.model_shape import ModelShape, in_blocks
 from dsft.core.memory.pass_size import PassSize
 from dsft.core.memory.plain_backward import reverse_block, reverse_norm
 from dsft.core.memory.plain_forward import has_norms_after, run_block, run_norm
-from dsft.core.memory.tape import Tape
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What a part of a step adds to the memory it begins with.
-
-    Attributes:
-        peak_bytes: Most at once, above the beginning.
-        kept_bytes: What it leaves behind, for the backward pass (may be negative: what it frees).
-    """
-
-    peak_bytes: int
-    kept_bytes: int
+from dsft.core.memory.tape import Segment, Tape
 
 
 @cache

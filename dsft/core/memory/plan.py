@@ -83,6 +83,7 @@ class Job:
         can_page: Whether the optimizer is one whose state can page.
         is_card_full: Whether the budget is all there is. Where the card has more, paged state stays on it and counts.
         context_bytes: CUDA's own memory where it was measured.
+        uses_engine: Whether dsft's engine computes the blocks.
     """
 
     shape: ModelShape
@@ -96,6 +97,7 @@ class Job:
     can_page: bool = True
     is_card_full: bool = True
     context_bytes: int | None = None
+    uses_engine: bool = False
 
     @property
     def allowed_bytes(self) -> int:
@@ -164,6 +166,7 @@ def assess(job: Job, plan: ExecutionPlan) -> PlannedRun:
         num_passes=count_passes(job.workload, plan),
         num_recomputed=plan.num_recomputed,
         paged_bytes=outside,
+        uses_engine=job.uses_engine,
     )
     return PlannedRun(plan, memory, time, needed_bytes(job, memory) <= job.allowed_bytes)
 
@@ -183,6 +186,7 @@ def predict_memory(job: Job, plan: ExecutionPlan, num_tokens: int, num_targets: 
         has_dropout=job.has_dropout,
         num_recomputed=plan.num_recomputed,
         pages_optimizer=plan.pages_optimizer,
+        uses_engine=job.uses_engine,
     )
     return estimate_training(load, job.card, context_bytes=job.context_bytes)
 
@@ -273,15 +277,18 @@ def _paging(job: Job) -> list[bool]:
 
 
 def micro_batch_sizes(workload: Workload) -> list[int]:
-    """Return the micro-batch sizes a search tries: powers of two, and the whole effective batch."""
-    sizes = []
-    size = 1
-    while size < workload.effective_batch_size:
-        sizes.append(size)
-        if size * workload.longest_sequence >= workload.max_step_tokens:
-            return sizes  # a step's tokens fit already
-        size *= 2
-    return [*sizes, workload.effective_batch_size]
+    """Return the micro-batch sizes a search tries: for each number of passes of an average step the smallest.
+
+    A larger one with as many passes takes more memory and no less time, so the search misses nothing.
+    """
+    sizes: list[int] = []
+    fewest = 0
+    for size in range(1, workload.effective_batch_size + 1):
+        passes = count_passes(workload, make_plan(workload, size, 0, False))
+        if not sizes or passes < fewest:
+            sizes.append(size)
+            fewest = passes
+    return sizes
 
 
 def describe_change(failed: ExecutionPlan, plan: ExecutionPlan) -> str:

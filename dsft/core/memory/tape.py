@@ -5,6 +5,19 @@ from dataclasses import dataclass, field
 from dsft.core.memory.model_shape import in_blocks
 
 
+@dataclass(frozen=True)
+class Segment:
+    """What a part of a step adds to the memory it begins with.
+
+    Attributes:
+        peak_bytes: Most at once, above the beginning.
+        kept_bytes: What it leaves behind, for the backward pass (may be negative: what it frees).
+    """
+
+    peak_bytes: int
+    kept_bytes: int
+
+
 @dataclass
 class Tape:
     """Counts the bytes alive while tensors come and go, in the order a computation makes and drops them.

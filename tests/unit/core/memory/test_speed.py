@@ -59,3 +59,35 @@ def test_a_faster_card_is_faster() -> None:
     times = [predict(card).step_s for card in cards]
     assert times == sorted(times, reverse=True)
     assert all(0 < matmul_share(card) < 1 for card in cards)
+
+
+# The engine
+
+
+def test_the_engine_is_faster_and_bound_by_its_products() -> None:
+    for card, passes in itertools.product((H100, RTX_4090, find_card("T4")), (1, 4, 16, 64)):
+        for recomputed in (0, 8, 32):
+            plain, engine = (
+                predict(card, num_passes=passes, num_recomputed=recomputed, uses_engine=uses) for uses in (False, True)
+            )
+            assert engine.step_s < plain.step_s
+    flops = 16_384 * (4 * 6_476_005_376 + 6 * 159_907_840 + 4 * 32_256 * 4_096)
+    bound_s = flops / (H100.matmul_flops * matmul_share(H100))
+    assert bound_s < predict(H100, uses_engine=True).step_s < 1.5 * bound_s
+
+
+def test_the_engines_step_grows_with_tokens_rank_passes_and_blocks_that_recompute() -> None:
+    for settings in (
+        [{"step_tokens": n} for n in (1000, 4096, 8192, 65_536)],
+        [{"rank": n} for n in (8, 16, 64, 256)],
+        [{"num_recomputed": n} for n in range(33)],
+        [{"num_passes": n} for n in (1, 2, 16, 200)],
+    ):
+        times = [predict(H100, uses_engine=True, **each).step_s for each in settings]
+        assert times == sorted(times) and times[0] < times[-1], settings
+
+
+def test_norms_of_heads_move_more() -> None:
+    settings = {"step_tokens": 16_384, "num_passes": 4, "num_recomputed": 0, "uses_engine": True}
+    normed = replace(SHAPE, normalized_head_values=2 * 4096)
+    assert predict_step(normed, 64, H100, **settings).step_s > predict_step(SHAPE, 64, H100, **settings).step_s  # type: ignore[arg-type]
