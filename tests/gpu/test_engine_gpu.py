@@ -18,7 +18,7 @@ from tests.unit.train.random_samples import make_samples
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
@@ -60,16 +60,23 @@ def test_norm_and_its_gradient(dtype: torch.dtype, tokens: int, width: int) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "head_dim"), [(3, 64), (40, 128), (1, 16)])
-@pytest.mark.parametrize("backwards", [False, True])
-def test_rotation(dtype: torch.dtype, heads: int, head_dim: int, backwards: bool) -> None:
+def test_rotation(dtype: torch.dtype, heads: int, head_dim: int) -> None:
     torch.manual_seed(0)
     states = wide(29, heads * head_dim, dtype).view(29, heads, head_dim)
     angles = torch.randn(29, head_dim)
     cosines, sines = angles.cos().to(dtype)[:, : head_dim // 2], angles.sin().to(dtype)[:, : head_dim // 2]
     out, in_place = torch.empty_like(states), on_gpu(states)
-    elementwise.rotate(states, cosines, sines, out, backwards=backwards)
-    elementwise.rotate(in_place, on_gpu(cosines), on_gpu(sines), in_place, backwards=backwards)
+    elementwise.rotate(states, cosines, sines, out)
+    elementwise.rotate(in_place, on_gpu(cosines), on_gpu(sines), in_place)
     assert_close(in_place, out, dtype)
+    values = wide(29, heads * head_dim, dtype).view(29, heads, head_dim)
+    beside = torch.empty(29, 3 * heads, head_dim, dtype=dtype)
+    gpu_beside = on_gpu(beside)
+    elementwise.rotate_back(out, states, values, cosines, sines, beside)
+    gpu_tables = on_gpu(cosines), on_gpu(sines)
+    elementwise.rotate_back(in_place, on_gpu(states), on_gpu(values), *gpu_tables, gpu_beside)
+    assert_close(gpu_beside, beside, dtype)
+    assert_close(gpu_beside[:, :heads], states, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -86,9 +86,8 @@ class _RunBlock(torch.autograd.Function):
         block, stream = ctx.block, ctx.stream
         states, saved = ctx.saved
         ctx.saved = None  # what the block kept goes as its backward pass needs it no more
-        tokens, hidden = outward.shape
-        gradient = outward.new_empty(tokens, hidden + block.spare_columns)
-        gradient[:, :hidden].copy_(outward)
+        hidden = outward.shape[1]
+        gradient = _with_spare_columns(outward, block.spare_columns)
         del outward
         with torch.autocast(gradient.device.type, enabled=False):
             if saved is None:
@@ -99,6 +98,21 @@ class _RunBlock(torch.autograd.Function):
             del saved_mlp
             block.attention.backward(gradient, saved_attention, stream, reaches_input=ctx.needs_input_grad[0])
         return gradient[:, :hidden] if ctx.needs_input_grad[0] else None, None, None, None
+
+
+def _with_spare_columns(gradient: torch.Tensor, num_columns: int) -> torch.Tensor:
+    """Return a gradient with columns to spare behind each row; without a copy where the engine left it so.
+
+    The blocks' gradients reach one another through autograd as the first columns of such a buffer.
+    """
+    tokens, hidden = gradient.shape
+    row = hidden + num_columns
+    num_values = gradient.untyped_storage().nbytes() // gradient.element_size() - gradient.storage_offset()
+    if gradient.stride() == (row, 1) and num_values >= tokens * row:
+        return gradient.as_strided((tokens, row), (row, 1))
+    buffer = gradient.new_empty(tokens, row)
+    buffer[:, :hidden].copy_(gradient)
+    return buffer
 
 
 class EngineNorm(torch.nn.Module):

@@ -83,9 +83,7 @@ def normalize_backward(
     )  # fmt: skip
 
 
-def rotate(
-    states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, out: torch.Tensor, *, backwards: bool = False
-) -> None:
+def rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, out: torch.Tensor) -> None:
     """Turn each head's pairs of numbers by the angle of its position (RoPE, arXiv:2104.09864).
 
     Args:
@@ -93,15 +91,9 @@ def rotate(
         cosines: [tokens, head_dim / 2].
         sines: [tokens, head_dim / 2].
         out: Like states; may be states.
-        backwards: Turn the other way, which reverses it and is its own gradient.
     """
-    half = states.shape[2] // 2
     if not states.is_cuda:
-        first, second = states[..., :half].float(), states[..., half:].float()
-        cosine, sine = cosines.float().unsqueeze(1), sines.float().unsqueeze(1)
-        sine = -sine if backwards else sine
-        turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-        out.copy_(turned)
+        _turn(states, cosines.float(), sines.float(), out)
         return
     from dsft.core.engine import elementwise_kernels as kernels
 
@@ -109,8 +101,48 @@ def rotate(
     heads = min(_HEADS_A_PROGRAM, 1 << (num_heads - 1).bit_length())
     kernels.rotate[(num_tokens, -(-num_heads // heads))](
         states, cosines, sines, out, *states.stride()[:2], *out.stride()[:2], cosines.stride(0), num_heads,
-        -1.0 if backwards else 1.0, HALF=half, HEADS=heads,
+        HALF=states.shape[2] // 2, HEADS=heads,
     )  # fmt: skip
+
+
+def rotate_back(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """Turn queries and keys the other way, which reverses `rotate` and is its gradient, and lay values beside them.
+
+    Args:
+        queries: [tokens, num_heads, head_dim].
+        keys: [tokens, num_kv_heads, head_dim].
+        values: [tokens, num_kv_heads, head_dim].
+        cosines: [tokens, head_dim / 2].
+        sines: [tokens, head_dim / 2].
+        out: All three side by side, [tokens, num_heads + 2 * num_kv_heads, head_dim], heads of a token dense.
+    """
+    first, second = queries.shape[1], queries.shape[1] + keys.shape[1]
+    if not queries.is_cuda:
+        _turn(queries, cosines.float(), -sines.float(), out[:, :first])
+        _turn(keys, cosines.float(), -sines.float(), out[:, first:second])
+        out[:, second:].copy_(values)
+        return
+    from dsft.core.engine import elementwise_kernels as kernels
+
+    strides = [stride for tensor in (queries, keys, values) for stride in tensor.stride()[:2]]
+    kernels.rotate_back[(len(queries), -(-out.shape[1] // _HEADS_A_PROGRAM))](
+        queries, keys, values, cosines, sines, out, *strides, out.stride(0), cosines.stride(0), first, keys.shape[1],
+        HALF=queries.shape[2] // 2, HEADS=_HEADS_A_PROGRAM,
+    )  # fmt: skip
+
+
+def _turn(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, out: torch.Tensor) -> None:
+    half = states.shape[2] // 2
+    first, second = states[..., :half].float(), states[..., half:].float()
+    cosine, sine = cosines.unsqueeze(1), sines.unsqueeze(1)
+    out.copy_(torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1))
 
 
 def gate(gate_up: torch.Tensor, out: torch.Tensor) -> None:

@@ -65,7 +65,7 @@ def rotate(
     cosines,  # [tokens, half]
     sines,  # the same
     out,  # like states; may be states
-    states_token, states_head, out_token, out_head, table_token, num_heads, sign,
+    states_token, states_head, out_token, out_head, table_token, num_heads,
     HALF: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Turn pairs of numbers by their position's angle (RoPE, arXiv:2104.09864); HEADS heads of a token a program."""
@@ -77,10 +77,50 @@ def rotate(
     first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(source + HALF, mask=mask, other=0.0).to(tl.float32)
     cosine = tl.load(cosines + token * table_token + column).to(tl.float32)
-    sine = tl.load(sines + token * table_token + column).to(tl.float32) * sign
+    sine = tl.load(sines + token * table_token + column).to(tl.float32)
     target = out + token * out_token + head * out_head + column
     tl.store(target, (first * cosine - second * sine).to(out.dtype.element_ty), mask=mask)
     tl.store(target + HALF, (second * cosine + first * sine).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _turn_back(source, target, cosine, sine, mask, column, HALF: tl.constexpr):
+    first = tl.load(source + column, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF + column, mask=mask, other=0.0).to(tl.float32)
+    kind: tl.constexpr = target.dtype.element_ty
+    tl.store(target + column, (first * cosine + second * sine).to(kind), mask=mask)
+    tl.store(target + HALF + column, (second * cosine - first * sine).to(kind), mask=mask)
+
+
+@triton.jit
+def rotate_back(
+    queries,  # [tokens, num_heads, 2 * half]
+    keys,  # [tokens, num_kv_heads, 2 * half]
+    values,  # the same
+    cosines,  # [tokens, half]
+    sines,  # the same
+    out,  # rows of queries, keys and values side by side
+    queries_token, queries_head, keys_token, keys_head, values_token, values_head, out_token, table_token, num_heads,
+    num_kv_heads,
+    HALF: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """Turn queries and keys the other way and lay values beside them; HEADS heads of a token a program."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    column = tl.arange(0, HALF)[None, :]
+    cosine = tl.load(cosines + token * table_token + column).to(tl.float32)
+    sine = tl.load(sines + token * table_token + column).to(tl.float32)
+    target = out + token * out_token + head * (2 * HALF)
+    is_query = (head < num_heads) & (column < HALF)
+    _turn_back(queries + token * queries_token + head * queries_head, target, cosine, sine, is_query, column, HALF)
+    own = head - num_heads
+    is_key = (own >= 0) & (own < num_kv_heads) & (column < HALF)
+    _turn_back(keys + token * keys_token + own * keys_head, target, cosine, sine, is_key, column, HALF)
+    own = own - num_kv_heads
+    is_value = (own >= 0) & (own < num_kv_heads) & (column < HALF)
+    source = values + token * values_token + own * values_head + column
+    tl.store(target + column, tl.load(source, mask=is_value, other=0.0), mask=is_value)
+    tl.store(target + HALF + column, tl.load(source + HALF, mask=is_value, other=0.0), mask=is_value)
 
 
 @triton.jit

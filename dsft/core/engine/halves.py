@@ -45,7 +45,7 @@ class Stream:
 
 @dataclass
 class SavedAttentionHalf:
-    """What the attention half keeps: input, 1 / root mean square, products with A, attention, heads before their norm."""
+    """What the attention half keeps: input, its 1 / root mean square, products with A, attention, heads before a norm."""
 
     states: torch.Tensor
     rstd: torch.Tensor
@@ -165,9 +165,7 @@ class AttentionHalf:
         at_queries, at_keys, at_values = saved.attention.reverse(gradient.view(tokens, first, self.head_dim))
         extended = gradient.new_empty(tokens, self.inputs.num_outputs + self.inputs.low_width)
         heads = extended[:, : self.inputs.num_outputs].view(tokens, -1, self.head_dim)
-        for part, at_part in ((slice(first), at_queries), (slice(first, second), at_keys)):
-            elementwise.rotate(at_part, stream.cosines, stream.sines, heads[:, part], backwards=True)
-        heads[:, second:].copy_(at_values)
+        elementwise.rotate_back(at_queries, at_keys, at_values, stream.cosines, stream.sines, heads)
         if self.head_norms is not None and saved.heads is not None and saved.head_rstd is not None:
             parts = (slice(first), slice(first, second))
             for part, norm, rstd in zip(parts, self.head_norms, saved.head_rstd, strict=True):

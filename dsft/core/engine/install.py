@@ -9,7 +9,7 @@ import torch
 from dsft.core.engine.block import EngineBlock, EngineNorm
 from dsft.core.engine.flat_lora import FlatLora
 from dsft.core.engine.halves import AttentionHalf, MlpHalf, Norm
-from dsft.core.engine.nf4_weight import Nf4Weight
+from dsft.core.engine.nf4_weight import join
 from dsft.core.engine.projection import Projection, Workspace
 from dsft.core.errors import ModelError
 from dsft.core.models.attention import AttentionName
@@ -65,7 +65,7 @@ def install_engine(model: Any, attention: AttentionName, compute_dtype: torch.dt
     """Let the engine compute a model's blocks.
 
     Args:
-        model: A PEFT model from `attach_lora`, of a family in `support.FAMILIES`.
+        model: A PEFT model from `attach_lora`, of a family in `engine_families.ENGINE_FAMILIES`.
         attention: The attention kernel.
         compute_dtype: Type of the matrix products.
 
@@ -136,7 +136,8 @@ def _make_projection(layers: Sequence[Any], lora: FlatLora, workspace: Workspace
         biases = [lora.copy.new_zeros(base.out_features) if base.bias is None else base.bias for base in bases]
         bias = torch.cat(biases).to(lora.copy.dtype)
     try:
-        weights = [Nf4Weight.of(base) for base in bases]
+        weights = join(bases)
     except ValueError as error:
         raise ModelError(f"The engine can't read a linear layer: {error}.", "Take --engine off.") from error
-    return Projection(weights, factors_a, factors_b, layers[0].scaling[_ADAPTER], bias, workspace)
+    num_outputs = [base.out_features for base in bases]
+    return Projection(weights, num_outputs, factors_a, factors_b, layers[0].scaling[_ADAPTER], bias, workspace)

@@ -1,7 +1,7 @@
 """NF4 weights as 16-bit ones in a buffer, with LoRA's factor beside them; in Triton.
 
-A weight is a value of a code times the scale of its block of 64, itself kept in 8 bits (QLoRA, arXiv:2305.14314, section
-3). All is computed in float32 and rounded as bitsandbytes rounds it, so that the result is its result bit for bit; the
+A weight is a value of a code times the scale of its block of 64, itself kept in 8 bits (QLoRA, arXiv:2305.14314,
+section 3). All is computed in float32 and rounded as bitsandbytes rounds it, so that the result is its result bit for bit; the
 launches must therefore not fuse products and sums.
 """
 
@@ -15,11 +15,11 @@ def dequantize(
     scales,  # uint8 [num_blocks]
     scale_code,  # float32 [256]
     group_scales,  # float32 [num_blocks / 256]
-    offset,  # float32 [1]
+    group_offsets,  # float32 [num_blocks / 256]
     code,  # float32 [16]
-    out,  # rows of `row_values`, the first `row_blocks` * 64 of each written
-    num_blocks, row_blocks, row_values,
-    BLOCKS: tl.constexpr, REPEATS: tl.constexpr,
+    out,  # rows of `row_values`, the first ROW_BLOCKS * 64 of each written
+    num_blocks, row_values,
+    ROW_BLOCKS: tl.constexpr, BLOCKS: tl.constexpr, REPEATS: tl.constexpr,
 ):  # fmt: skip
     """Write blocks of 64 weights; BLOCKS * REPEATS of them a program."""
     first = tl.program_id(0) * (BLOCKS * REPEATS)
@@ -31,11 +31,12 @@ def dequantize(
         mask = block < num_blocks
         words = tl.load(packed + block[:, None] * 8 + word[None, :], mask=mask[:, None], other=0)
         coded = tl.load(scales + block, mask=mask, other=0).to(tl.int32)
-        scale = tl.load(scale_code + coded) * tl.load(group_scales + block // 256, mask=mask, other=0.0)
-        scale = scale + tl.load(offset)
+        group = block // 256
+        scale = tl.load(scale_code + coded) * tl.load(group_scales + group, mask=mask, other=0.0)
+        scale = scale + tl.load(group_offsets + group, mask=mask, other=0.0)
         index = (words[:, :, None] >> shift[None, None, :]) & 15
         values = tl.load(code + index) * scale[:, None, None]
-        place = (block // row_blocks).to(tl.int64) * row_values + (block % row_blocks) * 64
+        place = (block // ROW_BLOCKS) * row_values + (block % ROW_BLOCKS) * 64
         where = place[:, None, None] + word[None, :, None] * 8 + nibble[None, None, :]
         tl.store(out + where, values.to(out.dtype.element_ty), mask=mask[:, None, None])
 

@@ -1,5 +1,6 @@
 """A frozen 4-bit weight as bitsandbytes keeps it, dequantized into a buffer of the caller's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -7,24 +8,32 @@ import torch
 
 _BLOCK = 64
 _GROUP_BLOCKS = 256
-_BLOCKS_A_STEP, _STEPS_A_PROGRAM = 16, 8
+_BLOCKS_A_STEP, _STEPS_A_PROGRAM, _NUM_WARPS = 16, 8, 4
 
 
 @dataclass(frozen=True)
 class Nf4Weight:
-    """The weight of a linear layer: [num_outputs, num_inputs] in NF4 with double quantization.
+    """The weight of a linear layer, or of several below one another, in NF4 with double quantization.
 
     Attributes:
         num_outputs: Rows.
         num_inputs: Columns, a multiple of 64.
-        packed: uint8 [num_outputs * num_inputs / 2, 1], two weights in a byte.
-        state: bitsandbytes' record of the scales.
+        packed: uint8 [num_outputs * num_inputs / 2], two weights in a byte.
+        scales: uint8 [num_outputs * num_inputs / 64]: of each block of 64 weights, coded.
+        scale_code: float32 [256]: what the codes mean.
+        group_scales: float32 [groups of 256 blocks]: by which that is multiplied.
+        group_offsets: float32, the same shape: what is added to it.
+        code: float32 [16]: the values of NF4.
     """
 
     num_outputs: int
     num_inputs: int
     packed: torch.Tensor
-    state: Any
+    scales: torch.Tensor
+    scale_code: torch.Tensor
+    group_scales: torch.Tensor
+    group_offsets: torch.Tensor
+    code: torch.Tensor
 
     @classmethod
     def of(cls, layer: Any) -> Self:
@@ -36,9 +45,23 @@ class Nf4Weight:
         state = layer.weight.quant_state
         inner = state.state2 if state.nested else None
         blocks = (state.blocksize, inner.blocksize if inner is not None else None)
-        if state.quant_type != "nf4" or blocks != (_BLOCK, _GROUP_BLOCKS) or layer.in_features % _BLOCK:
+        if (
+            inner is None
+            or state.quant_type != "nf4"
+            or blocks != (_BLOCK, _GROUP_BLOCKS)
+            or layer.in_features % _BLOCK
+        ):
             raise ValueError(f"its weights are {state.quant_type} in blocks of {blocks}, {layer.in_features} wide")
-        return cls(layer.out_features, layer.in_features, layer.weight.data, state)
+        return cls(
+            num_outputs=layer.out_features,
+            num_inputs=layer.in_features,
+            packed=layer.weight.data.view(-1),
+            scales=state.absmax,
+            scale_code=inner.code,
+            group_scales=inner.absmax,
+            group_offsets=state.offset.to(inner.absmax.device).expand_as(inner.absmax).contiguous(),
+            code=state.code,
+        )
 
     def dequantize(self, out: torch.Tensor) -> None:
         """Write the weight as bitsandbytes dequantizes it, bit for bit.
@@ -47,17 +70,58 @@ class Nf4Weight:
             out: [num_outputs, num_inputs] in the compute type; rows may be parts of longer ones.
         """
         if not out.is_cuda:
-            from bitsandbytes.functional import dequantize_4bit
-
-            out.copy_(dequantize_4bit(self.packed, self.state))
+            groups = torch.arange(len(self.scales), device=out.device) // _GROUP_BLOCKS
+            scales = self.scale_code[self.scales.int()] * self.group_scales[groups] + self.group_offsets[groups]
+            indices = torch.stack([self.packed >> 4, self.packed & 15], dim=1).int()
+            values = self.code[indices].view(-1, _BLOCK) * scales.unsqueeze(1)
+            out.copy_(values.view(self.num_outputs, self.num_inputs))
             return
         from dsft.core.engine import nf4_kernels as kernels
 
-        row_blocks = self.num_inputs // _BLOCK
-        num_blocks = self.num_outputs * row_blocks
-        inner = self.state.state2
+        num_blocks = len(self.scales)
         kernels.dequantize[(-(-num_blocks // (_BLOCKS_A_STEP * _STEPS_A_PROGRAM)),)](
-            self.packed.view(torch.int32), self.state.absmax, inner.code, inner.absmax, self.state.offset,
-            self.state.code, out, num_blocks, row_blocks, out.stride(0),
-            BLOCKS=_BLOCKS_A_STEP, REPEATS=_STEPS_A_PROGRAM, num_warps=4, enable_fp_fusion=False,
+            self.packed.view(torch.int32), self.scales, self.scale_code, self.group_scales, self.group_offsets,
+            self.code, out, num_blocks, out.stride(0), ROW_BLOCKS=self.num_inputs // _BLOCK,
+            BLOCKS=_BLOCKS_A_STEP, REPEATS=_STEPS_A_PROGRAM, num_warps=_NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
+
+
+def join(layers: Sequence[Any]) -> list[Nf4Weight]:
+    """Return the weights of layers that stand below one another, as few pieces as possible.
+
+    On a GPU they are laid behind one another, and the layers' own tensors become views of that: one launch
+    dequantizes them all.
+
+    Args:
+        layers: bitsandbytes Linear4bit with the same number of inputs.
+
+    Raises:
+        ValueError: One is quantized in another way.
+    """
+    weights = [Nf4Weight.of(layer) for layer in layers]
+    first = weights[0]
+    # A group of scales must not reach from one layer into the next.
+    is_even = all(len(weight.scales) % _GROUP_BLOCKS == 0 for weight in weights[:-1])
+    is_alike = all(torch.equal(weight.scale_code, first.scale_code) for weight in weights)
+    if len(weights) == 1 or not first.packed.is_cuda or not is_even or not is_alike:
+        return weights
+    joined = Nf4Weight(
+        num_outputs=sum(weight.num_outputs for weight in weights),
+        num_inputs=first.num_inputs,
+        packed=torch.cat([weight.packed for weight in weights]),
+        scales=torch.cat([weight.scales for weight in weights]),
+        scale_code=first.scale_code,
+        group_scales=torch.cat([weight.group_scales for weight in weights]),
+        group_offsets=torch.cat([weight.group_offsets for weight in weights]),
+        code=first.code,
+    )
+    sizes = [(len(weight.packed), len(weight.scales), len(weight.group_scales)) for weight in weights]
+    packed, scales, groups = (
+        torch.split(tensor, [size[index] for size in sizes])
+        for index, tensor in enumerate((joined.packed, joined.scales, joined.group_scales))
+    )
+    for index, layer in enumerate(layers):
+        state = layer.weight.quant_state
+        layer.weight.data = packed[index].view(layer.weight.data.shape)
+        state.absmax, state.state2.absmax = scales[index], groups[index]
+    return [joined]

@@ -1,10 +1,11 @@
 """Linear layers that take the same input, each with LoRA, as one matrix product forward and one backward.
 
-A layer computes y = W x + s B (A x). With x and s A x side by side in a row, and W and B in another, that is one product
-with a slightly longer inner dimension, summed in float32 and rounded once; and so are the outputs of several layers, and
-the gradient at their common input. No product is followed by an addition of its own.
+A layer computes y = W x + s B (A x). With x and s A x side by side in a row, and W and B in another, that is one
+product with a slightly longer inner dimension, summed in float32 and rounded once; and so are the outputs of several
+layers, and the gradient at their common input. No product is followed by an addition of its own.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +40,8 @@ class Projection:
     """Layers side by side: frozen weights W, LoRA's A and B.
 
     Args:
-        weights: Of each layer, [num_outputs, num_inputs].
+        weights: Of the layers below one another, in one piece or several.
+        num_outputs: Of each layer.
         factors_a: All layers' A, one below the other: [layers * rank, num_inputs].
         factors_b: Each layer's B, one below the other: [all outputs, rank].
         scaling: LoRA's factor s of the update, alpha / rank.
@@ -50,6 +52,7 @@ class Projection:
     def __init__(
         self,
         weights: Sequence[Nf4Weight],
+        num_outputs: Sequence[int],
         factors_a: FlatMatrix,
         factors_b: FlatMatrix,
         scaling: float,
@@ -63,13 +66,10 @@ class Projection:
         self.bias = bias
         self._workspace = workspace
         self.num_inputs = weights[0].num_inputs
-        self.num_outputs = sum(weight.num_outputs for weight in weights)
+        self.num_outputs = sum(num_outputs)
         self._rank = factors_b.weight.shape[1]
-        self.low_width = self._rank * len(weights)
-        ends = [0]
-        for weight in weights:
-            ends.append(ends[-1] + weight.num_outputs)
-        self._ends = ends
+        self.low_width = self._rank * len(num_outputs)
+        self._ends = [0, *itertools.accumulate(num_outputs)]
 
     def workspace_values(self) -> int:
         """Return the values of the largest matrix that `extend_forward` or `extend_backward` writes."""
@@ -149,7 +149,7 @@ class Projection:
         _add_product(self._a.gradient, low_gradient.t(), states)
 
     def _parts(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        return [rows[:, self._rows(index)] for index in range(len(self._weights))]
+        return [rows[:, self._rows(index)] for index in range(len(self._ends) - 1)]
 
     def _rows(self, index: int) -> slice:
         return slice(self._ends[index], self._ends[index + 1])
@@ -158,14 +158,16 @@ class Projection:
         return low[:, index * self._rank : (index + 1) * self._rank]
 
     def _fill(self, matrix: torch.Tensor) -> None:
-        for index, weight in enumerate(self._weights):
-            weight.dequantize(matrix[self._rows(index)])
+        start = 0
+        for weight in self._weights:
+            weight.dequantize(matrix[start : start + weight.num_outputs])
+            start += weight.num_outputs
 
     def _place_b(self, matrix: torch.Tensor) -> None:
         if not matrix.is_cuda:
             beside = matrix[:, self.num_inputs :]
             beside.zero_()
-            for index in range(len(self._weights)):
+            for index in range(len(self._ends) - 1):
                 rows = self._rows(index)
                 self._low(beside[rows], index).copy_(self._b.copy[rows])
             return

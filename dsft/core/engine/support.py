@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsft.core.errors import take_first_line
+from dsft.core.memory.engine_families import find_model_obstacle
 from dsft.core.models.device import Device
 from dsft.core.notices import Notify
 from dsft.core.triton_cache import place_triton_cache
-
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""`model_type`s whose block is norm, attention, norm, SwiGLU, as the engine computes it."""
 
 
 def find_obstacle(config: Mapping[str, Any], *, lora_dropout: float, device: Device, on_notice: Notify) -> str | None:
@@ -21,22 +19,9 @@ def find_obstacle(config: Mapping[str, Any], *, lora_dropout: float, device: Dev
         device: Where the run computes; on a GPU the kernels are tried, which opens its CUDA context.
         on_notice: Receives where compiled kernels can't be kept.
     """
-    family = config["model_type"]
-    if family not in FAMILIES:
-        return f"it does not know the blocks of the family {family}"
-    if lora_dropout > 0:
-        return "it has no dropout in LoRA"
-    if config.get("hidden_act", "silu") != "silu":
-        return f"the activation is {config['hidden_act']}, not silu"
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        return "the model rotates a part of each head only"
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    if device.kind == "cuda":
-        if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
-            return f"its kernels take heads of 16, 32, 64, 128 or 256 values, not {head_dim}"
-        return _find_kernel_obstacle(on_notice)
-    return None
+    is_gpu = device.kind == "cuda"
+    obstacle = find_model_obstacle(config, lora_dropout=lora_dropout, is_gpu=is_gpu)
+    return _find_kernel_obstacle(on_notice) if obstacle is None and is_gpu else obstacle
 
 
 def _find_kernel_obstacle(on_notice: Notify) -> str | None:
