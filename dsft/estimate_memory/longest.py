@@ -36,14 +36,14 @@ def find_longest(config: TrainConfig, model: EstimatedModel, budget: Budget) -> 
     def fits(length: int) -> bool:
         candidate = config.model_copy(update={"max_length": length})
         if config.plan == "off":
-            return plan_training(candidate, model.shape, budget).chosen.fits
-        job = make_job(candidate, model.shape, budget)
+            return plan_training(candidate, model, budget).chosen.fits
+        job = make_job(candidate, model, budget)
         fixed = fix_settings(candidate, model.shape.num_blocks)
         # Whatever fits with larger micro-batches fits with those of one sequence.
         return choose_plan(job, replace(fixed, micro_batch_size=fixed.micro_batch_size or 1)).fits
 
     if not fits(STEP_TOKENS):
-        shortest = plan_training(config.model_copy(update={"max_length": STEP_TOKENS}), model.shape, budget)
+        shortest = plan_training(config.model_copy(update={"max_length": STEP_TOKENS}), model, budget)
         raise DoesNotFitError(
             f"No length fits: even with {STEP_TOKENS} tokens the run {explain_misfit(shortest.job, shortest.chosen)}.",
             "Take a smaller model, a lower --lora-r or a larger card.",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsft.core.config.schema import TrainConfig
+from dsft.core.memory.engine_families import find_model_obstacle
 from dsft.core.memory.model_shape import BUILTIN_CONFIGS, ModelShape, read_model_shape
 from dsft.core.models.load import check_trainable
 from dsft.core.models.source import ModelSource, find_model
@@ -28,6 +29,10 @@ class EstimatedModel:
             ModelError: It has fewer positions, or a shorter attention window.
         """
         check_trainable(self.source, max_length)
+
+    def find_engine_obstacle(self, config: TrainConfig) -> str | None:
+        """Return why dsft's engine can't compute the model on a GPU, to go on after "because"; None if it can."""
+        return find_model_obstacle(self.source.model_config, lora_dropout=config.lora_dropout, is_gpu=True)
 
 
 def find_shape(config: TrainConfig) -> EstimatedModel:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 
 from dsft.core.config.schema import TrainConfig
-from dsft.core.memory.model_shape import ModelShape
 from dsft.core.memory.plan import Fixed, Job, PlannedRun, Workload, assess, choose_plan
 from dsft.core.memory.settings import can_page, fix_settings, take_literally
 from dsft.core.models.device import Device, resolve_precision
 from dsft.estimate_memory.budget import Budget
+from dsft.estimate_memory.model import EstimatedModel
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class Planned:
         return self.literal.time.step_s / self.chosen.time.step_s
 
 
-def plan_training(config: TrainConfig, shape: ModelShape, budget: Budget) -> Planned:
+def plan_training(config: TrainConfig, model: EstimatedModel, budget: Budget) -> Planned:
     """Plan a configuration whose sequences are all as long as they may be.
 
     Raises:
         ConfigError: The card does not compute in the precision that is asked for.
     """
-    job = make_job(config, shape, budget)
-    fixed = fix_settings(config, shape.num_blocks)
+    job = make_job(config, model, budget)
+    fixed = fix_settings(config, model.shape.num_blocks)
     as_written = config.model_copy(update={"micro_batch": None, "recompute_blocks": None, "page_optimizer": "auto"})
-    literal = assess(job, take_literally(as_written, job.workload, shape.num_blocks))
+    literal = assess(job, take_literally(as_written, job.workload, model.shape.num_blocks))
     if config.plan == "auto":
         return Planned(job, fixed, choose_plan(job, fixed), literal)
-    return Planned(job, fixed, assess(job, take_literally(config, job.workload, shape.num_blocks)), literal)
+    return Planned(job, fixed, assess(job, take_literally(config, job.workload, model.shape.num_blocks)), literal)
 
 
-def make_job(config: TrainConfig, shape: ModelShape, budget: Budget) -> Job:
+def make_job(config: TrainConfig, model: EstimatedModel, budget: Budget) -> Job:
     """Return the planning job of a configuration on a card."""
     device = Device("cuda", budget.card.name, budget.card.capability)
     precision = resolve_precision(config.precision, device)
@@ -65,7 +65,7 @@ def make_job(config: TrainConfig, shape: ModelShape, budget: Budget) -> Job:
     if not has_validation(config):
         workload = replace(workload, longest_validation=0)
     return Job(
-        shape=shape,
+        shape=model.shape,
         rank=config.lora_r,
         workload=workload,
         card=budget.card,
@@ -74,6 +74,7 @@ def make_job(config: TrainConfig, shape: ModelShape, budget: Budget) -> Job:
         is_flash=has_flash_kernel(budget) and precision != "fp32",
         can_page=can_page(config),
         has_dropout=config.lora_dropout > 0,
+        uses_engine=config.engine == "auto" and model.find_engine_obstacle(config) is None,
     )
 
 

@@ -68,6 +68,7 @@ def _record_planned(config: TrainConfig, planned: Planned, explanation: str) -> 
         "fits": planned.chosen.fits,
         "allowed_bytes": planned.job.allowed_bytes,
         "explanation": explanation,
+        "uses_engine": planned.job.uses_engine,
         "plan": _record_run(planned.job, planned.chosen),
         "as_written": _record_run(planned.job, planned.literal),
         "speed_up": planned.speed_up,

@@ -16,7 +16,7 @@ from dsft.core.memory.model_shape import ModelShape
 from dsft.core.memory.remedies import find_remedies, least_budget_bytes
 from dsft.estimate_memory.budget import Budget
 from dsft.estimate_memory.longest import find_longest
-from dsft.estimate_memory.model import find_shape
+from dsft.estimate_memory.model import EstimatedModel, find_shape
 from dsft.estimate_memory.plans import Planned, has_flash_kernel, has_validation, plan_training
 from dsft.estimate_memory.result import Breakdown, Comparison, HostNeeds, PresetEstimate
 
@@ -32,10 +32,11 @@ def compare_presets(budget: Budget) -> Comparison:
         if config.device == "cpu":
             notices.append(f"{preset.name} trains on the CPU and is left out.")
             continue
-        planned = plan_training(config, find_shape(config).shape, budget)
+        model = find_shape(config)
+        planned = plan_training(config, model, budget)
         memory_gb = preset.reference.memory_gb if preset.reference is not None else None
         presets.append(PresetEstimate(preset.name, config, planned, explain(planned), memory_gb))
-        notices += _flash_notices(preset.name, config, budget)
+        notices += _flash_notices(preset.name, config, budget) + _engine_notices(preset.name, config, model)
     return Comparison(budget, tuple(presets), tuple(notices))
 
 
@@ -57,8 +58,9 @@ def break_down(config: TrainConfig, budget: Budget, *, finds_longest: bool = Fal
         config = config.model_copy(update={"max_length": length})
     else:
         model.check_length(config.max_length)
-    planned = plan_training(config, model.shape, budget)
-    notices = _flash_notices("the configuration", config, budget)
+    planned = plan_training(config, model, budget)
+    subject = "the configuration"
+    notices = _flash_notices(subject, config, budget) + _engine_notices(subject, config, model)
     if config.device == "cpu":
         notices.append("device is cpu: the run takes host memory; this is what it would take of a GPU.")
     return Breakdown(
@@ -99,6 +101,15 @@ def _flash_notices(subject: str, config: TrainConfig, budget: Budget) -> list[st
             "--no-use-flash-attention, which is what is planned here."
         ]
     return []
+
+
+def _engine_notices(subject: str, config: TrainConfig, model: EstimatedModel) -> list[str]:
+    obstacle = model.find_engine_obstacle(config)
+    if config.engine == "off" or obstacle is None:
+        return []
+    return [
+        f"{subject} is planned for transformers' and PEFT's own modules, without dsft's engine, because {obstacle}."
+    ]
 
 
 def _host_needs(config: TrainConfig, shape: ModelShape, planned: Planned) -> HostNeeds:

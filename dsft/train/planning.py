@@ -197,6 +197,7 @@ def plan_run(
         can_page=can_page(config),
         is_card_full=budget == free and can_oversubscribe(),
         context_bytes=view.context_bytes,
+        uses_engine=uses_engine,
     )
     planned = assess(job, literal) if config.plan == "off" else choose_plan(job, fixed)
     run_plan = RunPlan(

@@ -167,7 +167,7 @@ def test_fit_answers_with_the_exit_code(capsys: pytest.CaptureFixture[str], args
 
 
 def test_a_refused_fit_says_by_how_much_and_what_would_do(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--fit", "--vram", "16", "--plan", "off", "--no-gradient-checkpointing", "--max-length", "2048"]
+    args = ["--fit", "--vram", "10", "--plan", "off", "--no-gradient-checkpointing", "--max-length", "2048"]
     assert main(["estimate-memory", *args, "--json"]) == 3
     captured = capsys.readouterr()
     estimate, told = (json.loads(line) for line in captured.out.splitlines())

@@ -12,10 +12,11 @@ def begin_gradient(tape: Tape, shape: ModelShape, size: PassSize) -> None:
 
 
 def reverse_block(tape: Tape, shape: ModelShape, size: PassSize) -> None:
-    """Write a block's backward pass on the tape that holds what it kept, and both gradients of the residual stream."""
+    """Write a block's backward pass on the tape that holds what it kept and the residual stream's gradient."""
     _reverse_mlp_half(tape, shape, size)
     _reverse_attention_half(tape, shape, size)
-    tape.drop("gradient", "incoming gradient")
+    tape.drop("gradient")
+    tape.drop_if_there("incoming gradient")  # of the last block: the others' is the same buffer
     tape.drop_if_there("input")  # counted with what was kept before where the block recomputes
 
 

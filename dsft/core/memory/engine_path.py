@@ -10,7 +10,7 @@ from functools import cache
 from dsft.core.memory.engine_backward import begin_gradient, reverse_block
 from dsft.core.memory.engine_forward import run_block
 from dsft.core.memory.loss_chunks import chunk_rows
-from dsft.core.memory.model_shape import Linear, ModelShape, in_blocks
+from dsft.core.memory.model_shape import NF4_BLOCK, SCALE_BLOCK, Linear, ModelShape, in_blocks
 from dsft.core.memory.pass_size import PassSize
 from dsft.core.memory.tape import Segment, Tape
 
@@ -41,7 +41,8 @@ def recomputed_forward(shape: ModelShape, size: PassSize) -> Segment:
 def block_backward(shape: ModelShape, size: PassSize) -> Segment:
     """Return the backward pass of a block whose activations are there, the last one: half by half it frees them.
 
-    Autograd holds the gradient that comes in until the pass has returned.
+    What comes in from the norm behind it has no columns to spare, so it is copied; autograd holds it until the pass has
+    returned.
     """
     tape = Tape()
     run_block(tape, shape, size)
@@ -58,11 +59,11 @@ def block_backward(shape: ModelShape, size: PassSize) -> Segment:
 def recomputed_backward(shape: ModelShape, size: PassSize) -> Segment:
     """Return the backward pass of a block that runs forward once more first.
 
-    The gradient that comes in is counted where it is more than a state: it has the columns to spare of the next block.
+    The gradient that comes in from the block behind it, columns to spare included, becomes its own; a state of it
+    (w·T·h) is not counted here.
     """
     state = in_blocks(size.value_bytes * size.num_tokens * shape.hidden_size)
     tape = Tape()
-    tape.make("incoming gradient", size.value_bytes * size.num_tokens * (shape.hidden_size + size.rank))
     begin_gradient(tape, shape, size)
     run_block(tape, shape, size)
     tape.rename("output", "second output")  # until the pass has returned
@@ -110,11 +111,21 @@ def dequantization_values(shape: ModelShape, rank: int) -> int:
     return max(_group_values(group, rank) for group in _groups(shape))
 
 
-def joined_bias_bytes(shape: ModelShape, value_bytes: int) -> int:
-    """Return the bytes of the biases that the engine keeps once more, those of a group behind one another."""
-    with_bias = [group for group in _groups(shape) if any(linear.has_bias for linear in group)]
-    sizes = (value_bytes * sum(linear.num_outputs for linear in group) for group in with_bias)
-    return shape.num_blocks * sum(in_blocks(num_bytes) for num_bytes in sizes)
+def table_bytes(shape: ModelShape, value_bytes: int) -> int:
+    """Return the bytes of what the engine keeps beside the weights.
+
+    Biases once more, those of a group behind one another, and a float32 for each group of scales: what is added to it.
+    """
+    total = 0
+    for group in _groups(shape):
+        if any(linear.has_bias for linear in group):
+            total += in_blocks(value_bytes * sum(linear.num_outputs for linear in group))
+        counts = [-(-linear.num_weights // NF4_BLOCK) for linear in group]
+        num_groups = [-(-count // SCALE_BLOCK) for count in counts]
+        # Layers whose groups end with them are laid behind one another.
+        is_joined = all(count % SCALE_BLOCK == 0 for count in counts[:-1])
+        total += sum(in_blocks(4 * number) for number in ([sum(num_groups)] if is_joined else num_groups))
+    return shape.num_blocks * total
 
 
 def _groups(shape: ModelShape) -> tuple[tuple[Linear, ...], ...]:

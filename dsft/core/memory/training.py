@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from dsft.core.memory.block_path import ENGINE_PATH, PLAIN_PATH
 from dsft.core.memory.cards import Card, workspace_bytes
-from dsft.core.memory.engine_path import dequantization_values, joined_bias_bytes
+from dsft.core.memory.engine_path import dequantization_values, table_bytes
 from dsft.core.memory.model_shape import (
     ModelShape,
     in_blocks,
@@ -155,9 +155,9 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
     lora = lora_bytes(shape, rank)
     on_device, paged = optimizer_state_bytes(shape, rank, pages=load.pages_optimizer)
     step = _step(load)
-    lora_copy, dequantized, biases = _engine_terms(load)
+    lora_copy, dequantized, tables = _engine_terms(load)
     allocated = nf4 + scales + other + workspace + 2 * lora + on_device + step.peak_bytes
-    allocated += lora_copy.num_bytes + dequantized.num_bytes + biases.num_bytes
+    allocated += lora_copy.num_bytes + dequantized.num_bytes + tables.num_bytes
     idle = loading_holes_bytes(shape) + step.idle_bytes
     reserved = -(-(allocated + idle) // (2 * MIB)) * 2 * MIB  # PyTorch's expandable segments grow by 2 MiB at least
     context = card.context_bytes if context_bytes is None else context_bytes
@@ -175,7 +175,7 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
             f"{shape.vocab_size:,} x {shape.hidden_size:,} {table}, and norms, x {width} bytes",
             Group.WEIGHTS,
         ),
-        biases,
+        tables,
         Term("LoRA weights", lora, f"{values:,} x 4 bytes", Group.LORA),
         Term("LoRA gradients", lora, f"{values:,} x 4 bytes", Group.LORA),
         lora_copy,
@@ -209,11 +209,11 @@ def estimate_training(load: TrainingLoad, card: Card, *, context_bytes: int | No
 
 
 def _engine_terms(load: TrainingLoad) -> tuple[Term, Term, Term]:
-    """Return what the engine holds all the time beside the model: LoRA's copy, its workspace, biases."""
+    """Return what the engine holds all the time beside the model: LoRA's copy, its workspace, its tables."""
     shape, rank, width = load.shape, load.rank, load.value_bytes
-    values = copy = biases = 0
+    values = copy = tables = 0
     if load.uses_engine:
-        values, biases = dequantization_values(shape, rank), joined_bias_bytes(shape, width)
+        values, tables = dequantization_values(shape, rank), table_bytes(shape, width)
         copy = lora_bytes(shape, rank) * width // 4 if width < 4 else 0  # in float32 the weights serve themselves
     return (
         Term("LoRA weights, 16-bit copy", copy, f"{shape.num_lora_weights(rank):,} x {width} bytes", Group.LORA),
@@ -223,7 +223,7 @@ def _engine_terms(load: TrainingLoad) -> tuple[Term, Term, Term]:
             f"{values:,} x {width} bytes",
             Group.OVERHEAD,
         ),
-        Term("joined biases", biases, "those of layers that are multiplied as one", Group.WEIGHTS),
+        Term("engine's tables", tables, "offsets of scales in 32 bits, joined biases", Group.WEIGHTS),
     )
 
 
@@ -302,7 +302,9 @@ def _step(load: TrainingLoad) -> _Step:
         moments["the last block's forward pass"] = before_last + state + forward.peak_bytes
         moments["the backward pass of the last block"] = inputs + kept + backward.peak_bytes
     if recomputed:
-        moments["a block's second forward pass and its backward pass"] = inputs + state + again.peak_bytes
+        # In the engine the gradient that comes in becomes the block's own, but for the last block's.
+        copied = state if load.uses_engine and not kept_blocks else 0
+        moments["a block's second forward pass and its backward pass"] = inputs + state + copied + again.peak_bytes
     longest = PassSize(load.num_validation_tokens, load.num_validation_tokens, load.rank, width, load.is_flash)
     if longest.num_tokens > load.num_tokens:
         first = in_blocks(width * longest.num_tokens * shape.hidden_size)

@@ -26,7 +26,7 @@ def test_the_next_length_does_not_fit(flags: dict[str, object]) -> None:
 
     def fits(candidate: int) -> bool:
         changed = config.model_copy(update={"max_length": candidate})
-        return plan_training(changed, model.shape, SMALL_CARD).chosen.fits
+        return plan_training(changed, model, SMALL_CARD).chosen.fits
 
     assert fits(length)
     assert not fits(length + STEP_TOKENS)

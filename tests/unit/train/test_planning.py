@@ -36,6 +36,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunPlan]:
         total_mib: int = 24564,
         workload: Workload = FULL,
         can_oversubscribe: bool = True,
+        uses_engine: bool = False,
         **settings: object,
     ) -> RunPlan:
         readings = [GpuMemory(used * MIB, total_mib * MIB) for used in (used_mib, used_mib + context_mib)]
@@ -49,7 +50,13 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunPlan]:
         monkeypatch.setattr(planning, "can_oversubscribe", lambda: can_oversubscribe)
         view = look_at_card(replace(CARD, total_bytes=total_mib * MIB))
         return plan_run(
-            TrainConfig(**settings), view, precision="bf16", attention=KERNEL, shape=SHAPE, workload=workload
+            TrainConfig(**settings),
+            view,
+            precision="bf16",
+            attention=KERNEL,
+            shape=SHAPE,
+            workload=workload,
+            uses_engine=uses_engine,
         )
 
     return make
@@ -63,6 +70,13 @@ def test_the_budget_is_what_is_free_and_the_context_is_measured(plan: Callable[.
     memory = run_plan.predict(1024, 1000, run_plan.plan)
     assert memory is not None
     assert memory.driver_bytes == 3000 * MIB  # what was in use before counts as the device shows it
+
+
+def test_with_the_engine_fewer_blocks_recompute_and_memory_is_that_of_its_path(plan: Callable[..., RunPlan]) -> None:
+    plain, engine = (plan(total_mib=16384, micro_batch=2, uses_engine=uses_engine) for uses_engine in (False, True))
+    assert engine.plan.num_recomputed < plain.plan.num_recomputed
+    names = [{term.name for term in each.predict(1024, 1000, each.plan).terms} for each in (plain, engine)]  # type: ignore[union-attr]
+    assert names[1] - names[0] >= {"LoRA weights, 16-bit copy", "dequantization workspace", "engine's tables"}
 
 
 def test_a_context_that_can_not_be_one_is_not_believed(plan: Callable[..., RunPlan]) -> None:
