@@ -90,7 +90,7 @@ def _is_for_cudnn(queries: torch.Tensor, keys: torch.Tensor, bounds: torch.Tenso
 @cache
 def _has_fast_cudnn(device: torch.device) -> bool:
     # On Hopper its kernel is twice as fast as FlashAttention 2; on other cards that was not measured.
-    return torch.cuda.get_device_capability(device) == (9, 0) and torch.backends.cudnn.version() is not None
+    return torch.cuda.get_device_capability(device) == (9, 0) and torch.backends.cudnn.enabled
 
 
 def _attend_dense(

@@ -1,8 +1,8 @@
 """NF4 weights as 16-bit ones in a buffer, with LoRA's factor beside them; in Triton.
 
 A weight is a value of a code times the scale of its block of 64, itself kept in 8 bits (QLoRA, arXiv:2305.14314,
-section 3). All is computed in float32 and rounded as bitsandbytes rounds it, so that the result is its result bit for bit; the
-launches must therefore not fuse products and sums.
+section 3). All is computed in float32 and rounded as bitsandbytes rounds it, so that the result is its result bit for
+bit; the launches must therefore not fuse products and sums.
 """
 
 import triton
