@@ -45,7 +45,7 @@ class Stream:
 
 @dataclass
 class SavedAttentionHalf:
-    """What the attention half keeps: input, 1 / its root mean square, products with A, attention, heads before norms."""
+    """What the attention half keeps: input, 1 / root mean square, products with A, attention, heads before norms."""
 
     states: torch.Tensor
     rstd: torch.Tensor
