@@ -75,6 +75,7 @@ class _HeadLoss(torch.autograd.Function):
                 total += cross_entropy(logits, labels[part], writes_gradient=gradient is not None).sum()
                 if gradient is not None:
                     torch.mm(logits, weight, out=gradient[part])
+                del logits
                 continue
             logits = logits.float()
             chosen = labels[part].unsqueeze(1)

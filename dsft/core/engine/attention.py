@@ -1,34 +1,23 @@
 """Attention over a flat stream of samples, forward and backward, by the kernel that was chosen for the run."""
 
-import inspect
 import itertools
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from dsft.core.models.attention import PER_SAMPLE, VARLEN, AttentionName
+from dsft.core.models.attention import PER_SAMPLE, AttentionName
 
 _CUDNN_LENGTHS = 128
 """cuDNN is taken for samples of a multiple of so many tokens."""
 
 
-class SavedAttention:
-    """A finished forward pass, from which `reverse` computes gradients once.
-
-    Args:
-        output: [tokens, num_heads, head_dim], with the graph of how it came about.
-        inputs: Queries, keys and values, the leaves of that graph.
-    """
-
-    def __init__(self, output: torch.Tensor, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-        self._output = output
-        self._inputs = inputs
+class SavedAttention(Protocol):
+    """A finished forward pass, from which gradients are computed once."""
 
     @property
     def output(self) -> torch.Tensor:
-        """The attention's output, without its graph."""
-        return self._output.detach()
+        """The attention's output, [tokens, num_heads, head_dim]."""
 
     def reverse(self, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the gradients at queries, keys and values, each like its input.
@@ -36,7 +25,6 @@ class SavedAttention:
         Args:
             gradient: At the output, [tokens, num_heads, head_dim].
         """
-        return torch.autograd.grad(self._output, self._inputs, gradient)
 
 
 def attend(
@@ -59,26 +47,72 @@ def attend(
         longest: Tokens of the longest sample.
         scaling: Factor of the scores.
     """
-    queries, keys, values = (states.detach().requires_grad_() for states in (queries, keys, values))
-    with torch.enable_grad():
-        output = _KERNELS[name](queries, keys, values, bounds, longest, scaling)
-    return SavedAttention(output, (queries, keys, values))
-
-
-def _attend_varlen(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bounds: torch.Tensor, longest: int, scaling: float
-) -> torch.Tensor:
-    from torch.nn.attention import varlen
-
+    if name == PER_SAMPLE:
+        return _SavedGraph.run(_attend_per_sample, queries, keys, values, bounds, scaling)
+    if name == "flash_attention_2":
+        return _SavedGraph.run(_attend_by_package, queries, keys, values, bounds, longest, scaling)
     if _is_for_cudnn(queries, keys, bounds, longest):
-        return _attend_dense(queries, keys, values, longest, scaling)
-    # Typed as Any because the signature differs between the versions of torch that are supported.
-    varlen_attn: Any = varlen.varlen_attn
-    options = _varlen_options()
-    output: torch.Tensor = varlen_attn(
-        queries, keys, values, bounds, bounds, longest, longest, scale=scaling, **options
-    )
-    return output
+        return _SavedGraph.run(_attend_dense, queries, keys, values, longest, scaling)
+    return _SavedVarlen(queries, keys, values, bounds, longest, scaling)
+
+
+class _SavedGraph:
+    """Attention by any function that autograd can reverse.
+
+    Args:
+        output: With the graph of how it came about.
+        inputs: Queries, keys and values, the leaves of that graph.
+    """
+
+    def __init__(self, output: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._output = output
+        self._inputs = inputs
+
+    @classmethod
+    def run(
+        cls, function: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *others: Any
+    ) -> "_SavedGraph":
+        inputs = tuple(states.detach().requires_grad_() for states in (queries, keys, values))
+        with torch.enable_grad():
+            return cls(function(*inputs, *others), inputs)
+
+    @property
+    def output(self) -> torch.Tensor:
+        return self._output.detach()
+
+    def reverse(self, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(self._output, self._inputs, gradient)
+
+
+class _SavedVarlen:
+    """Attention by PyTorch's own variable-length flash kernel.
+
+    Called below `torch.nn.attention.varlen`, whose dispatch in Python takes the host several times as long as all else
+    that a launch needs; it gives keys fewer heads than queries as they are.
+    """
+
+    def __init__(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int,
+        scaling: float,
+    ) -> None:
+        self._inputs = (queries, keys, values)
+        self._stream = (bounds, bounds, longest, longest, 0.0, True)  # no dropout, causal
+        self._scaling = scaling
+        self.output, self._log_sums, self._random_state, self._unused, _ = torch.ops.aten._flash_attention_forward(
+            *self._inputs, *self._stream, False, scale=scaling
+        )
+
+    def reverse(self, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
+            gradient, *self._inputs, self.output, self._log_sums, *self._stream, self._random_state, self._unused,
+            scale=self._scaling,
+        )  # fmt: skip
+        return gradients
 
 
 def _is_for_cudnn(queries: torch.Tensor, keys: torch.Tensor, bounds: torch.Tensor, longest: int) -> bool:
@@ -106,18 +140,6 @@ def _attend_dense(
     return output.transpose(1, 2).reshape(queries.shape)
 
 
-@cache
-def _varlen_options() -> dict[str, Any]:
-    from torch.nn.attention.varlen import varlen_attn
-
-    parameters = inspect.signature(varlen_attn).parameters
-    # torch 2.10 has the flag is_causal; later versions express it as a window without right context.
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
-    if "enable_gqa" in parameters:
-        options["enable_gqa"] = True
-    return options
-
-
 def _attend_by_package(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bounds: torch.Tensor, longest: int, scaling: float
 ) -> torch.Tensor:
@@ -130,26 +152,19 @@ def _attend_by_package(
 
 
 def _attend_per_sample(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bounds: torch.Tensor, longest: int, scaling: float
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bounds: torch.Tensor, scaling: float
 ) -> torch.Tensor:
     from torch.nn.functional import scaled_dot_product_attention
 
     groups = queries.shape[1] // keys.shape[1]
     if groups > 1:  # not every kernel takes fewer key heads than query heads
         keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-    # [tokens, heads, head_dim] -> [heads, tokens, head_dim]
-    queries, keys, values = queries.transpose(0, 1), keys.transpose(0, 1), values.transpose(0, 1)
+    # [tokens, heads, head_dim] -> [1, heads, tokens, head_dim]: without the first, PyTorch keeps all scores
+    queries, keys, values = (states.transpose(0, 1).unsqueeze(0) for states in (queries, keys, values))
     outputs = [
         scaled_dot_product_attention(
-            queries[:, start:end], keys[:, start:end], values[:, start:end], is_causal=True, scale=scaling
+            queries[:, :, start:end], keys[:, :, start:end], values[:, :, start:end], is_causal=True, scale=scaling
         )
         for start, end in itertools.pairwise(bounds.tolist())
     ]
-    return torch.cat(outputs, dim=1).transpose(0, 1)
-
-
-_KERNELS: dict[str, Any] = {
-    VARLEN: _attend_varlen,
-    "flash_attention_2": _attend_by_package,
-    PER_SAMPLE: _attend_per_sample,
-}
+    return torch.cat(outputs, dim=2).squeeze(0).transpose(0, 1)

@@ -70,6 +70,12 @@ class Projection:
         self._rank = factors_b.weight.shape[1]
         self.low_width = self._rank * len(num_outputs)
         self._ends = [0, *itertools.accumulate(num_outputs)]
+        self._a_columns = factors_a.copy.t()
+        # Equally wide layers are one batched product: [layers, outputs, rank].
+        self._is_batched = len(num_outputs) > 1 and len(set(num_outputs)) == 1
+        shape = (len(num_outputs), num_outputs[0], self._rank)
+        self._b_batch = factors_b.copy.view(shape) if self._is_batched else factors_b.copy
+        self._b_gradients = factors_b.gradient.view(shape) if self._is_batched else factors_b.gradient
 
     def workspace_values(self) -> int:
         """Return the values of the largest matrix that `extend_forward` or `extend_backward` writes."""
@@ -112,7 +118,7 @@ class Projection:
             states: x, [tokens, num_inputs].
         """
         low = states.new_empty(len(states), self.low_width)
-        return torch.addmm(low, states, self._a.copy.t(), beta=0, alpha=self._scaling, out=low)
+        return torch.addmm(low, states, self._a_columns, beta=0, alpha=self._scaling, out=low)
 
     def lower_gradient(self, gradient: torch.Tensor, out: torch.Tensor) -> None:
         """Write s Bᵀ dy of each layer, which is the gradient at A x.
@@ -121,6 +127,10 @@ class Projection:
             gradient: dy of all layers side by side, [tokens, num_outputs].
             out: [tokens, low_width].
         """
+        if self._is_batched:
+            lows = self._batch(out)
+            torch.baddbmm(lows, self._batch(gradient), self._b_batch, beta=0, alpha=self._scaling, out=lows)
+            return
         for index, part in enumerate(self._parts(gradient)):
             low = self._low(out, index)
             torch.addmm(low, part, self._b.copy[self._rows(index)], beta=0, alpha=self._scaling, out=low)
@@ -141,12 +151,19 @@ class Projection:
 
     def accumulate_b(self, gradient: torch.Tensor, low: torch.Tensor) -> None:
         """Add dyᵀ (s A x) of each layer to the gradient of B."""
+        if self._is_batched:
+            _add_product(self._b_gradients, self._batch(gradient).transpose(1, 2), self._batch(low))
+            return
         for index, part in enumerate(self._parts(gradient)):
             _add_product(self._b.gradient[self._rows(index)], part.t(), self._low(low, index))
 
     def accumulate_a(self, low_gradient: torch.Tensor, states: torch.Tensor) -> None:
         """Add (s Bᵀ dy)ᵀ x to the gradient of A."""
         _add_product(self._a.gradient, low_gradient.t(), states)
+
+    def _batch(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what stands side by side for each layer, [tokens, layers * n], as [layers, tokens, n]."""
+        return rows.view(len(rows), len(self._ends) - 1, -1).transpose(0, 1)
 
     def _parts(self, rows: torch.Tensor) -> list[torch.Tensor]:
         return [rows[:, self._rows(index)] for index in range(len(self._ends) - 1)]
@@ -181,10 +198,9 @@ class Projection:
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a product to a float32 total, summed in float32 throughout."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
-    elif left.is_cuda:
-        torch.addmm(total, left, right, torch.float32, out=total)
+    """Add a product, or a batch of them, to a float32 total, summed in float32 throughout."""
+    multiply = torch.addmm if total.dim() == 2 else torch.baddbmm
+    if left.dtype != torch.float32 and left.is_cuda:
+        multiply(total, left, right, torch.float32, out=total)
     else:
-        total.addmm_(left.float(), right.float())
+        multiply(total, left.float(), right.float(), out=total)
