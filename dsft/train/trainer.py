@@ -106,6 +106,8 @@ class QloraTrainer(Trainer):
         self._runner = PlanRunner(blocks.recompute, plan, shrink, hooks.on_plan_change)
         self.lora = blocks.lora
         self._fuses_loss = blocks.fuses_loss
+        # The Trainer calls it after each step, which takes 17 ms for 6.7B; `_run_micro_batches` clears them at once.
+        model.zero_grad = _leave_gradients
         release_memory()  # attaching LoRA leaves its weights' first forms behind
         self._find_largest = find_largest
         self.hooks = hooks
@@ -177,7 +179,7 @@ class QloraTrainer(Trainer):
             self.lora.clear_gradients()
             if not optimizer.state:
                 reserve_optimizer_state(optimizer)
-            self.model.train()
+            self._begin_training()
             self._run_micro_batches(sequences)
 
         random_state = get_random_state()
@@ -210,7 +212,7 @@ class QloraTrainer(Trainer):
                 changed.
             DoesNotFitError: Memory ran out and there is no smaller plan.
         """
-        model.train()
+        self._begin_training()
         self._refuse_endless_overflow()
         self._num_steps_tried += 1
         total = self._runner.run(lambda: self._run_micro_batches(inputs), self.state.global_step + 1)
@@ -223,6 +225,10 @@ class QloraTrainer(Trainer):
                 "--learning-rate.",
             )
         return total
+
+    def _begin_training(self) -> None:
+        if not self.model.training:  # walking through all modules takes 27 ms for 6.7B
+            self.model.train()
 
     def _run_micro_batches(self, sequences: EffectiveBatch) -> torch.Tensor:
         """Run forward and backward over sequences; return their mean loss, and leave the gradients of it."""
@@ -412,3 +418,7 @@ class QloraTrainer(Trainer):
             self._is_interrupt_told = True
             self.hooks.on_interrupt(self.guard.signal_name)
         return self.guard.signal_name is not None
+
+
+def _leave_gradients(*_args: object, **_kwargs: object) -> None:
+    """Do nothing: the gradients are cleared before they are computed anew."""
