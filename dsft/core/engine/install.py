@@ -9,7 +9,7 @@ import torch
 from dsft.core.engine.block import EngineBlock, EngineNorm
 from dsft.core.engine.flat_lora import FlatLora
 from dsft.core.engine.halves import AttentionHalf, MlpHalf, Norm
-from dsft.core.engine.nf4_weight import join
+from dsft.core.engine.nf4_weight import Nf4Weight, join
 from dsft.core.engine.projection import Projection, Workspace
 from dsft.core.errors import ModelError
 from dsft.core.models.attention import AttentionName
@@ -102,8 +102,13 @@ def _lora_runs(layers: Sequence[Any]) -> list[list[torch.nn.Parameter]]:
 
 
 def _make_block(layer: Any, config: Any, attention: AttentionName, lora: FlatLora, workspace: Workspace) -> EngineBlock:
+    groups = [_find_layers(layer, group) for group in _GROUPS]
+    try:
+        weights = join([[adapted.base_layer for adapted in group] for group in groups])
+    except ValueError as error:
+        raise ModelError(f"The engine can't read a linear layer: {error}.", "Take --engine off.") from error
     attention_in, attention_out, mlp_in, mlp_out = (
-        _make_projection(_find_layers(layer, group), lora, workspace) for group in _GROUPS
+        _make_projection(group, own, lora, workspace) for group, own in zip(groups, weights, strict=True)
     )
     own = layer.self_attn
     head_norms = (_take_norm(own.q_norm), _take_norm(own.k_norm)) if hasattr(own, "q_norm") else None
@@ -128,16 +133,14 @@ def _take_norm(norm: Any) -> Norm:
     return Norm(norm.weight, norm.variance_epsilon)
 
 
-def _make_projection(layers: Sequence[Any], lora: FlatLora, workspace: Workspace) -> Projection:
+def _make_projection(
+    layers: Sequence[Any], weights: Sequence[Nf4Weight], lora: FlatLora, workspace: Workspace
+) -> Projection:
     bases = [layer.base_layer for layer in layers]
     factors_a, factors_b = (lora.matrix(run) for run in _lora_runs(layers))
     bias = None
     if any(base.bias is not None for base in bases):
         biases = [lora.copy.new_zeros(base.out_features) if base.bias is None else base.bias for base in bases]
         bias = torch.cat(biases).to(lora.copy.dtype)
-    try:
-        weights = join(bases)
-    except ValueError as error:
-        raise ModelError(f"The engine can't read a linear layer: {error}.", "Take --engine off.") from error
     num_outputs = [base.out_features for base in bases]
     return Projection(weights, num_outputs, factors_a, factors_b, layers[0].scaling[_ADAPTER], bias, workspace)

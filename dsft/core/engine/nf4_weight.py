@@ -1,7 +1,7 @@
 """A frozen 4-bit weight as bitsandbytes keeps it, dequantized into a buffer of the caller's."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -86,42 +86,54 @@ class Nf4Weight:
         )  # fmt: skip
 
 
-def join(layers: Sequence[Any]) -> list[Nf4Weight]:
-    """Return the weights of layers that stand below one another, as few pieces as possible.
+def join(groups: Sequence[Sequence[Any]]) -> list[list[Nf4Weight]]:
+    """Return the weights of a block's layers, of each group of them in as few pieces as possible.
 
-    On a GPU they are laid behind one another, and the layers' own tensors become views of that: one launch
-    dequantizes them all.
+    On a GPU all packed weights move into one piece of memory, a group's behind one another, and the layers' own tensors
+    become views of it: one launch dequantizes a group. A block at a time leaves holes as large as a block, which the
+    next one fills; a layer at a time would leave many that nothing fits into.
 
     Args:
-        layers: bitsandbytes Linear4bit with the same number of inputs.
+        groups: bitsandbytes Linear4bit that stand below one another, with the same number of inputs.
 
     Raises:
         ValueError: One is quantized in another way.
     """
-    weights = [Nf4Weight.of(layer) for layer in layers]
-    first = weights[0]
-    # A group of scales must not reach from one layer into the next.
-    is_even = all(len(weight.scales) % _GROUP_BLOCKS == 0 for weight in weights[:-1])
-    is_alike = all(torch.equal(weight.scale_code, first.scale_code) for weight in weights)
-    if len(weights) == 1 or not first.packed.is_cuda or not is_even or not is_alike:
+    weights = [[Nf4Weight.of(layer) for layer in layers] for layers in groups]
+    packed = [weight.packed for group in weights for weight in group]
+    if not packed[0].is_cuda:
         return weights
+    room = torch.cat(packed)
+    places = iter(room.split([len(part) for part in packed]))  # type: ignore[no-untyped-call]
+    return [_join_group(layers, group, places) for layers, group in zip(groups, weights, strict=True)]
+
+
+def _join_group(layers: Sequence[Any], weights: Sequence[Nf4Weight], places: Iterator[torch.Tensor]) -> list[Nf4Weight]:
+    moved = []
+    for layer, weight in zip(layers, weights, strict=True):
+        place = next(places)
+        layer.weight.data = place.view(layer.weight.data.shape)
+        moved.append(replace(weight, packed=place))
+    first = moved[0]
+    # A group of scales must not reach from one layer into the next.
+    is_even = all(len(weight.scales) % _GROUP_BLOCKS == 0 for weight in moved[:-1])
+    is_alike = all(torch.equal(weight.scale_code, first.scale_code) for weight in moved)
+    if len(moved) == 1 or not is_even or not is_alike:
+        return moved
+    num_bytes = sum(len(weight.packed) for weight in moved)
     joined = Nf4Weight(
-        num_outputs=sum(weight.num_outputs for weight in weights),
+        num_outputs=sum(weight.num_outputs for weight in moved),
         num_inputs=first.num_inputs,
-        packed=torch.cat([weight.packed for weight in weights]),
-        scales=torch.cat([weight.scales for weight in weights]),
+        packed=first.packed.as_strided((num_bytes,), (1,)),
+        scales=torch.cat([weight.scales for weight in moved]),
         scale_code=first.scale_code,
-        group_scales=torch.cat([weight.group_scales for weight in weights]),
-        group_offsets=torch.cat([weight.group_offsets for weight in weights]),
+        group_scales=torch.cat([weight.group_scales for weight in moved]),
+        group_offsets=torch.cat([weight.group_offsets for weight in moved]),
         code=first.code,
     )
-    sizes = [(len(weight.packed), len(weight.scales), len(weight.group_scales)) for weight in weights]
-    packed, scales, groups = (
-        torch.split(tensor, [size[index] for size in sizes])
-        for index, tensor in enumerate((joined.packed, joined.scales, joined.group_scales))
-    )
+    scales = torch.split(joined.scales, [len(weight.scales) for weight in moved])
+    groups = torch.split(joined.group_scales, [len(weight.group_scales) for weight in moved])
     for index, layer in enumerate(layers):
         state = layer.weight.quant_state
-        layer.weight.data = packed[index].view(layer.weight.data.shape)
         state.absmax, state.state2.absmax = scales[index], groups[index]
     return [joined]
