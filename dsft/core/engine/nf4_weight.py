@@ -1,5 +1,6 @@
 """A frozen 4-bit weight as bitsandbytes keeps it, dequantized into a buffer of the caller's."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -9,6 +10,8 @@ import torch
 _BLOCK = 64
 _GROUP_BLOCKS = 256
 _BLOCKS_A_STEP, _STEPS_A_PROGRAM, _NUM_WARPS = 16, 8, 4
+_FACTOR_ROWS, _FACTOR_VALUES = 16, 4096
+_NOTHING, _BESIDE, _BELOW = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -69,20 +72,64 @@ class Nf4Weight:
         Args:
             out: [num_outputs, num_inputs] in the compute type; rows may be parts of longer ones.
         """
-        if not out.is_cuda:
-            groups = torch.arange(len(self.scales), device=out.device) // _GROUP_BLOCKS
-            scales = self.scale_code[self.scales.int()] * self.group_scales[groups] + self.group_offsets[groups]
-            indices = torch.stack([self.packed >> 4, self.packed & 15], dim=1).int()
-            values = self.code[indices].view(-1, _BLOCK) * scales.unsqueeze(1)
-            out.copy_(values.view(self.num_outputs, self.num_inputs))
+        if out.is_cuda:
+            self._launch(out, None, side=_NOTHING)
             return
-        from dsft.core.engine import nf4_kernels as kernels
+        groups = torch.arange(len(self.scales), device=out.device) // _GROUP_BLOCKS
+        scales = self.scale_code[self.scales.int()] * self.group_scales[groups] + self.group_offsets[groups]
+        indices = torch.stack([self.packed >> 4, self.packed & 15], dim=1).int()
+        values = self.code[indices].view(-1, _BLOCK) * scales.unsqueeze(1)
+        out.copy_(values.view(self.num_outputs, self.num_inputs))
+
+    def dequantize_beside(self, out: torch.Tensor, factors_b: torch.Tensor, ends: Sequence[int]) -> None:
+        """Write the weight, and behind each row each layer's B in columns of its own, with zeros beside it.
+
+        Args:
+            out: [num_outputs, num_inputs + layers * rank], dense.
+            factors_b: [num_outputs, rank], in the same type.
+            ends: Row behind each layer's last.
+        """
+        rank = factors_b.shape[1]
+        if out.is_cuda:
+            self._launch(out, factors_b, side=_BESIDE, ends=ends)
+            return
+        self.dequantize(out[:, : self.num_inputs])
+        out[:, self.num_inputs :].zero_()
+        for index, (start, end) in enumerate(itertools.pairwise([0, *ends])):
+            column = self.num_inputs + index * rank
+            out[start:end, column : column + rank].copy_(factors_b[start:end])
+
+    def dequantize_above(self, out: torch.Tensor, factors_a: torch.Tensor) -> None:
+        """Write the weight, and A below it.
+
+        Args:
+            out: [num_outputs + layers * rank, num_inputs], dense.
+            factors_a: [layers * rank, num_inputs], dense, in the same type.
+        """
+        if out.is_cuda:
+            self._launch(out, factors_a, side=_BELOW)
+            return
+        self.dequantize(out[: self.num_outputs])
+        out[self.num_outputs :].copy_(factors_a)
+
+    def _launch(self, out: torch.Tensor, factors: torch.Tensor | None, side: int, ends: Sequence[int] = ()) -> None:
+        from dsft.core.engine.nf4_kernels import extend
 
         num_blocks = len(self.scales)
-        kernels.dequantize[(-(-num_blocks // (_BLOCKS_A_STEP * _STEPS_A_PROGRAM)),)](
+        num_programs = -(-num_blocks // (_BLOCKS_A_STEP * _STEPS_A_PROGRAM))
+        width = out.shape[1] - self.num_inputs
+        second, third = (*ends, self.num_outputs, self.num_outputs)[:2]
+        rank, num_values, num_others = 1, 0, 0
+        if factors is not None:
+            rank, num_values = factors.shape[1], factors.numel()
+            num_others = -(-self.num_outputs // _FACTOR_ROWS) if side == _BESIDE else -(-num_values // _FACTOR_VALUES)
+        extend[(num_programs + num_others,)](
             self.packed.view(torch.int32), self.scales, self.scale_code, self.group_scales, self.group_offsets,
-            self.code, out, num_blocks, out.stride(0), ROW_BLOCKS=self.num_inputs // _BLOCK,
-            BLOCKS=_BLOCKS_A_STEP, REPEATS=_STEPS_A_PROGRAM, num_warps=_NUM_WARPS, enable_fp_fusion=False,
+            self.code, out, out if factors is None else factors, num_blocks, out.stride(0), self.num_outputs,
+            num_programs, width, rank, second, third, num_values, ROW_BLOCKS=self.num_inputs // _BLOCK,
+            BLOCKS=_BLOCKS_A_STEP, REPEATS=_STEPS_A_PROGRAM, SIDE=side, ROWS=_FACTOR_ROWS,
+            COLUMNS=1 << (max(width, 1) - 1).bit_length(), VALUES=_FACTOR_VALUES, num_warps=_NUM_WARPS,
+            enable_fp_fusion=False,
         )  # fmt: skip
 
 

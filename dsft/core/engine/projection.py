@@ -13,11 +13,6 @@ import torch
 from dsft.core.engine.flat_lora import FlatMatrix
 from dsft.core.engine.nf4_weight import Nf4Weight
 
-MOST_LAYERS = 3
-"""Layers in a projection: queries, keys and values."""
-
-_FACTOR_ROWS = 32
-
 
 class Workspace:
     """One piece of memory that weights are dequantized into, for one product at a time.
@@ -95,13 +90,23 @@ class Projection:
     def extend_forward(self) -> torch.Tensor:
         """Return [W | B], [num_outputs, num_inputs + low_width], in the workspace; each layer has own columns for B."""
         matrix = self._workspace.take(self.num_outputs, self.num_inputs + self.low_width)
+        if len(self._weights) == 1:
+            self._weights[0].dequantize_beside(matrix, self._b.copy, self._ends[1:])
+            return matrix
         self._fill(matrix[:, : self.num_inputs])
-        self._place_b(matrix)
+        beside = matrix[:, self.num_inputs :]
+        beside.zero_()
+        for index in range(len(self._ends) - 1):
+            rows = self._rows(index)
+            self._low(beside[rows], index).copy_(self._b.copy[rows])
         return matrix
 
     def extend_backward(self) -> torch.Tensor:
         """Return W above A, [num_outputs + low_width, num_inputs], in the workspace."""
         matrix = self._workspace.take(self.num_outputs + self.low_width, self.num_inputs)
+        if len(self._weights) == 1:
+            self._weights[0].dequantize_above(matrix, self._a.copy)
+            return matrix
         self._fill(matrix)
         matrix[self.num_outputs :].copy_(self._a.copy)
         return matrix
@@ -179,22 +184,6 @@ class Projection:
         for weight in self._weights:
             weight.dequantize(matrix[start : start + weight.num_outputs])
             start += weight.num_outputs
-
-    def _place_b(self, matrix: torch.Tensor) -> None:
-        if not matrix.is_cuda:
-            beside = matrix[:, self.num_inputs :]
-            beside.zero_()
-            for index in range(len(self._ends) - 1):
-                rows = self._rows(index)
-                self._low(beside[rows], index).copy_(self._b.copy[rows])
-            return
-        from dsft.core.engine import nf4_kernels as kernels
-
-        second, third = (*self._ends[1:-1], self.num_outputs, self.num_outputs)[:2]
-        kernels.place_factors[(-(-self.num_outputs // _FACTOR_ROWS),)](
-            self._b.copy, matrix, self.num_outputs, matrix.stride(0), self.low_width, self._rank, second, third,
-            ROWS=_FACTOR_ROWS, COLUMNS=1 << (self.low_width - 1).bit_length(),
-        )  # fmt: skip
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
