@@ -1,8 +1,10 @@
-"""Measure training on one GPU: dsft's engine, its plain path, Unsloth and the usual recipe, one process after another.
+r"""Measure training on one GPU: dsft's engine, its plain path, Unsloth and the usual recipe, one process after another.
 
     python scripts/bench_engine.py --model ./m67 --dataset codealpaca-6k.jsonl --peers-path ./peers --out engine.json
     python scripts/bench_engine.py ... --rows full --sides engine,plain,unsloth,seed --unsloth-micro-tokens 4096,8192
     python scripts/bench_engine.py --table engine.json
+    python scripts/bench_engine.py --table engine*.json --keep docs/benchmarks/engine-6.7b-h100.json \
+        --write docs/benchmarks/engine.md README.md README.pt-BR.md
 
 Every side trains the same model on the same tokens with the same rank, effective batch and optimizer, held to a card of
 the same size. Rates are medians over the steps after warm-up, each step from the end of the one before to the end of
@@ -27,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import bench_engine_pages
 import bench_engine_table
 import pynvml
 
@@ -103,12 +106,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side-seconds", type=float, default=200.0, help="a process that takes longer is ended")
     parser.add_argument("--budget-seconds", type=float, default=570.0, help="what all of it may take")
     parser.add_argument("--table", type=Path, nargs="+", metavar="RESULT", help="only write results as Markdown")
+    parser.add_argument("--keep", type=Path, metavar="RECORD", help="with --table: write all results here as one")
+    parser.add_argument("--write", type=Path, nargs="+", metavar="PAGE", help="with --table: put tables into pages")
     given = parser.parse_args(arguments)
     given.rows = list(ROWS) if given.rows == "all" else given.rows.split(",")
     given.sides = given.sides.split(",")
     for names, known in ((given.rows, ROWS), (given.sides, SIDES)):
         if unknown := set(names) - set(known):
             parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(known)}")
+    if given.table is None and (given.keep or given.write):
+        parser.error("--keep and --write go with --table")
     if given.table is None:
         needed = {"--model": given.model, "--out": given.out}
         if "unsloth" in given.sides and any(ROWS[name].kind != "ceiling" for name in given.rows):
@@ -391,13 +398,24 @@ def environment_of(side: str, peers: Path | None) -> dict[str, str]:
     )
 
 
+def publish(given: argparse.Namespace, show: Callable[[str], None]) -> None:
+    """Write results that are there: as a record without folders, into pages, or on the screen."""
+    record = bench_engine_table.join([json.loads(path.read_text(encoding="utf-8")) for path in given.table])
+    if given.keep is not None:
+        text = json.dumps(bench_engine_pages.publish(record), indent=1)
+        given.keep.write_text(f"{text}\n", encoding="utf-8")
+    if given.write is not None:
+        bench_engine_pages.write_pages(record, given.write)
+    if given.keep is None and given.write is None:
+        show(bench_engine_table.render(record))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run what was asked for, or write results as a table."""
     given = parse(arguments)
     show: Callable[[str], None] = print
     if given.table is not None:
-        for path in given.table:
-            show(bench_engine_table.render(json.loads(path.read_text(encoding="utf-8"))))
+        publish(given, show)
         return
     given.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-engine-", ignore_cleanup_errors=True) as work:

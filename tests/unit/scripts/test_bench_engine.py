@@ -1,6 +1,7 @@
 """scripts/bench_engine.py without a GPU: options, rows, sides as processes that end well or not, the table."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -135,6 +136,105 @@ def test_a_result_can_be_written_as_a_table_later(bench, run, tmp_path: Path, ca
     assert capsys.readouterr().out in at_the_end
 
 
+def test_results_of_several_calls_are_kept_as_one_without_folders(bench, run, tmp_path: Path, capsys) -> None:
+    kept, first = tmp_path / "kept.json", tmp_path / "first.json"
+    first.write_text(json.dumps(run("--rows", "ceiling,full", "--sides", "engine,plain")))
+    run("--rows", "full", "--sides", "unsloth")
+    bench.main(["--table", str(first), str(tmp_path / "out" / "result.json"), "--keep", str(kept)])
+    text = kept.read_text()
+    assert str(tmp_path) not in text
+    assert "the reason stands here" not in text
+    capsys.readouterr()
+    bench.main(["--table", str(kept)])
+    shown = capsys.readouterr().out
+    assert "| dsft, engine |  | 200 | 0.500 s |  | 20.0% |" in shown
+    # Of another call: no ceiling was measured in it, and the ratio is marked.
+    assert "| Unsloth | 8 × 1,024 | 100 | 1.000 s | 2.00 ×\\* |  |" in shown
+    again = tmp_path / "again.json"
+    bench.main(["--table", str(kept), "--keep", str(again)])
+    assert again.read_text() == text
+
+
+def test_results_of_different_gpus_are_not_joined(scripts) -> None:
+    import bench_engine_table
+
+    with pytest.raises(SystemExit, match="A, B"):
+        bench_engine_table.join([{"gpu": {"name": name}, "command": [], "runs": []} for name in "AB"])
+
+
+def test_tables_go_into_the_places_of_pages(bench, run, tmp_path: Path) -> None:
+    run("--rows", "full", "--sides", "engine,unsloth")
+    english, portuguese = tmp_path / "page.md", tmp_path / "page.pt-BR.md"
+    for page in (english, portuguese):
+        page.write_text("before\n<!-- table speed -->\nold\n<!-- end -->\n<!-- table goals -->\n<!-- end -->\nafter\n")
+    bench.main(["--table", str(tmp_path / "out" / "result.json"), "--write", str(english), str(portuguese)])
+    text = english.read_text()
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| full sequences | 200 | 100 | not measured | 2.00 × |  |" in text
+    assert "| full sequences, by Unsloth | 1.6 × | 2.00 × | reached |" in text
+    assert "| full sequences, by the usual recipe | 9.0 × | not measured |  |" in text
+    assert "| sequências cheias | 200 | 100 | não medido | 2,00 × |  |" in portuguese.read_text()
+
+
+def test_a_goal_is_judged_by_the_best_of_the_other_side(scripts) -> None:
+    from bench_engine_pages import judge
+
+    runs = [{"row": "real", "side": side, "tok_per_s": rate} for side, rate in (("engine", 390), ("unsloth", 50))]
+    assert "| real data, by Unsloth | 4.0 × | 7.80 × | reached |" in judge(runs)
+    runs.append({"row": "real", "side": "unsloth", "tok_per_s": 100})
+    assert "| real data, by Unsloth | 4.0 × | 3.90 × | **missed** |" in judge(runs)
+
+
+def test_peaks_stand_beside_their_predictions(scripts) -> None:
+    from bench_engine_pages import compare_peaks
+
+    peaks = {f"{figure}_bytes": 2**30 for figure in ("allocated", "reserved", "device")}
+    run = {"row": "full", "side": "engine", "measured": peaks, "predicted": {**peaks, "device_bytes": 2**29}}
+    others = [{"row": "full", "side": "engine", "measured": None}, {"row": "full", "side": "unsloth"}]
+    *_, last = compare_peaks([run, *others]).splitlines()
+    assert last == "| full | 1.00 / 1.00 (0.00 %) | 1.00 / 1.00 (0.00 %) | 1.00 / 0.50 (−50.00 %) |"
+
+
+@pytest.mark.parametrize("text", ["no place", "<!-- table other -->\n<!-- end -->"])
+def test_a_page_without_a_place_for_a_table_is_refused(scripts, tmp_path: Path, text: str) -> None:
+    from bench_engine_pages import write_pages
+
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(SystemExit, match="place for"):
+        write_pages({"runs": [], "gpu": {}, "num_cpus": 1, "python": "3"}, [page])
+    assert page.read_text() == text
+
+
+def test_the_committed_pages_are_what_the_script_makes_of_the_record(bench, repository: Path, tmp_path: Path) -> None:
+    """Fails when the record was exchanged; the command that writes them stands in scripts/bench_engine.py."""
+    pages = ["docs/benchmarks/engine.md", "README.md", "README.pt-BR.md"]
+    copies = [tmp_path / Path(page).name for page in pages]
+    for page, copy in zip(pages, copies, strict=True):
+        copy.write_text((repository / page).read_text(encoding="utf-8"), encoding="utf-8")
+    record = repository / "docs" / "benchmarks" / "engine-6.7b-h100.json"
+    bench.main(["--table", str(record), "--write", *map(str, copies)])
+    for page, copy in zip(pages, copies, strict=True):
+        assert copy.read_text(encoding="utf-8") == (repository / page).read_text(encoding="utf-8"), page
+
+
+def test_the_committed_picture_has_the_rates_of_the_record(scripts, repository: Path, tmp_path: Path) -> None:
+    """Fails when the record was exchanged: `python scripts/plot_engine.py` draws it anew."""
+    import plot_engine
+
+    record = json.loads((repository / "docs/benchmarks/engine-6.7b-h100.json").read_text(encoding="utf-8"))
+    drawn = tmp_path / "drawn.svg"
+    plot_engine.draw(record, drawn)
+    pictures = [drawn, repository / "docs" / "images" / "engine-speed.svg"]
+    now, committed = (re.findall(r"<text[^>]*>([^<]*)", each.read_text(encoding="utf-8")) for each in pictures)
+    assert now == committed
+    rates = [f"{run['tok_per_s']:,.0f}" for run in record["runs"] if run["side"] == "engine" and "tok_per_s" in run]
+    assert rates
+    assert set(rates) <= set(now)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -143,6 +243,7 @@ def test_a_result_can_be_written_as_a_table_later(bench, run, tmp_path: Path, ca
         ["--model", "m", "--out", "o", "--rows", "full"],
         ["--model", "m", "--out", "o", "--rows", "real", "--sides", "engine"],
         ["--model", "m", "--out", "o", "--rows", "full", "--sides", "engine", "--set", "engine"],
+        ["--model", "m", "--out", "o", "--rows", "full", "--sides", "engine", "--keep", "record.json"],
     ],
 )
 def test_options_that_do_not_go_are_refused(bench, options: list[str]) -> None:
