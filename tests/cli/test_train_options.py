@@ -25,7 +25,7 @@ FROZEN_OPTIONS = {
     "--epochs", "--max-steps", "--per-device-train-batch-size", "--gradient-accumulation-steps", "--learning-rate",
     "--lr-scheduler", "--warmup-ratio", "--weight-decay", "--max-grad-norm", "--optimizer", "--seed",
     "--gradient-checkpointing", "--no-gradient-checkpointing", "--use-flash-attention", "--no-use-flash-attention",
-    "--plan", "--vram", "--micro-batch", "--recompute-blocks", "--page-optimizer",
+    "--plan", "--vram", "--micro-batch", "--recompute-blocks", "--page-optimizer", "--engine",
     "--device", "--precision", "--dataloader-num-workers",
     "--output-dir", "--save-dir", "--save-steps", "--save-total-limit", "--keep",
 }  # fmt: skip
