@@ -9,11 +9,13 @@ Each side is a `dsft train` in a process of its own, with the same model, seed, 
     plain_one_pass  --engine off, all samples of a step in one pass
     engine          --engine auto, passes as plain
     packed          --engine auto --packing, all packs of a step in one pass
+    float32         --engine off, passes as plain, --precision fp32: only where the others compute in 16 bits
 
 "engine" against "plain" is what the engine changes. "plain_one_pass" against "plain" is the yardstick: the same modules
 and the same sums in another order. "packed" against "engine" is what packing changes: rows are chosen and ordered so
 that both have the same samples in every step (see compare_engine_data.py), which the numbers of tokens and of target
-tokens that the runs told confirm.
+tokens that the runs told confirm. In 16 bits both paths round, each in its own places; there the distances from
+"float32" tell which of them is the nearer one.
 """
 
 import argparse
@@ -32,8 +34,9 @@ from dsft.core.config.schema import TrainConfig
 
 Json = dict[str, Any]
 
-PLAIN, YARDSTICK, ENGINE, PACKED = "plain", "plain_one_pass", "engine", "packed"
+PLAIN, YARDSTICK, ENGINE, PACKED, REFERENCE = "plain", "plain_one_pass", "engine", "packed", "float32"
 COMPARISONS = ((ENGINE, PLAIN), (YARDSTICK, PLAIN), (PACKED, ENGINE), (PACKED, PLAIN))
+FROM_REFERENCE = tuple((side, REFERENCE) for side in (PLAIN, YARDSTICK, ENGINE, PACKED))
 EARLY_STEPS = 10
 """Steps in which differences of the weights, which grow from step to step, are still next to nothing."""
 
@@ -94,7 +97,7 @@ def compare(options: argparse.Namespace, folder: Path) -> Json:
         "dataset": Path(options.dataset).name,
         "device": sides[PLAIN]["device"],
         "versions": sides[PLAIN]["versions"],
-        "comparisons": [compare_sides(sides, *names) for names in COMPARISONS],
+        "comparisons": [compare_sides(sides, *names) for names in choose_comparisons(sides)],
         "tokens_a_step": sides[PLAIN]["num_tokens"],
         "target_tokens_a_step": sides[PLAIN]["num_target_tokens"],
         "sides": {name: {key: side[key] for key in KEPT} for name, side in sides.items()},
@@ -104,13 +107,18 @@ def compare(options: argparse.Namespace, folder: Path) -> Json:
     return record
 
 
+def choose_comparisons(sides: dict[str, Json]) -> tuple[tuple[str, str], ...]:
+    """Return which sides are compared with which."""
+    return COMPARISONS + (FROM_REFERENCE if REFERENCE in sides else ())
+
+
 KEPT = ("arguments", "blocks", "attention", "step_s_median", "validation_losses", "losses", "grad_norms")
 
 
 def arguments_of_sides(options: argparse.Namespace, files: DataFiles) -> dict[str, list[str]]:
     """Return the arguments of `dsft train` of each side, without folders."""
     common = ["--model-name", options.model, "--validation-dataset", str(files.validation)]
-    common += ["--device", options.device, "--precision", options.precision, "--plan", "off"]
+    common += ["--device", options.device, "--plan", "off"]
     common += ["--no-gradient-checkpointing", "--max-length", str(options.max_length), "--lora-r", str(options.lora_r)]
     common += ["--learning-rate", str(options.learning_rate), "--seed", str(options.seed)]
     common += ["--max-steps", str(options.steps), "--save-steps", str(options.steps)]
@@ -118,17 +126,20 @@ def arguments_of_sides(options: argparse.Namespace, files: DataFiles) -> dict[st
     if num_samples % options.samples_a_pass:
         raise SystemExit(f"a step of {num_samples} samples has no whole number of passes of {options.samples_a_pass}")
 
-    def side(engine: str, dataset: Path, in_pass: int, in_step: int) -> list[str]:
+    def side(engine: str, dataset: Path, in_pass: int, in_step: int, precision: str = options.precision) -> list[str]:
         passes = ["--per-device-train-batch-size", str(in_pass)]
         passes += ["--gradient-accumulation-steps", str(in_step // in_pass)]
-        return ["--engine", engine, "--dataset", str(dataset), *passes, *common]
+        return ["--engine", engine, "--dataset", str(dataset), *passes, "--precision", precision, *common]
 
-    return {
+    sides = {
         PLAIN: side("off", files.unpacked, options.samples_a_pass, num_samples),
         ENGINE: side("auto", files.unpacked, options.samples_a_pass, num_samples),
         YARDSTICK: side("off", files.unpacked, num_samples, num_samples),
         PACKED: [*side("auto", files.packed, options.packs_a_step, options.packs_a_step), "--packing"],
     }
+    if options.precision != "fp32":
+        sides[REFERENCE] = side("off", files.unpacked, options.samples_a_pass, num_samples, "fp32")
+    return sides
 
 
 def train(side: str, arguments: list[str], folder: Path) -> Json:
@@ -229,8 +240,8 @@ SHOWN = {
     ENGINE: "engine",
     PACKED: "engine, packed",
 }
-LINES = {PLAIN: (3.5, "#f2b134", "-"), ENGINE: (1.4, "#2a6fbb", "-"), PACKED: (1.0, "#b3261e", ":")}
-"""Width, color and style: thinner on top of thicker, so that lines that overlap are all seen."""
+LINES = {PLAIN: (4.0, "#f2b134", "-"), ENGINE: (2.0, "#2a6fbb", "-"), PACKED: (0.9, "#ffffff", ":")}
+"""Width, color and style: thinner on top of thicker, so that all of those that overlap are seen."""
 COLORS_OF_GAPS = ("#2a6fbb", "#8a8a8a", "#b3261e")
 
 

@@ -78,17 +78,25 @@ def test_sides_differ_in_nothing_but_engine_packing_and_passes(script):
                         seed=SEED, steps=NUM_STEPS, packs_a_step=3, samples_a_pass=2)  # fmt: skip
     files = SimpleNamespace(unpacked="u", packed="p", validation="v")
     sides = script.arguments_of_sides(options, files)
-    heads = {name: arguments[:8] for name, arguments in sides.items()}
+    heads = {name: arguments[:10] for name, arguments in sides.items()}
     micro, passes = "--per-device-train-batch-size", "--gradient-accumulation-steps"
+    exact = ["--precision", "fp32"]
     assert heads == {
-        "plain": ["--engine", "off", "--dataset", "u", micro, "2", passes, "3"],
-        "engine": ["--engine", "auto", "--dataset", "u", micro, "2", passes, "3"],
-        "plain_one_pass": ["--engine", "off", "--dataset", "u", micro, "6", passes, "1"],
-        "packed": ["--engine", "auto", "--dataset", "p", micro, "3", passes, "1"],
+        "plain": ["--engine", "off", "--dataset", "u", micro, "2", passes, "3", *exact],
+        "engine": ["--engine", "auto", "--dataset", "u", micro, "2", passes, "3", *exact],
+        "plain_one_pass": ["--engine", "off", "--dataset", "u", micro, "6", passes, "1", *exact],
+        "packed": ["--engine", "auto", "--dataset", "p", micro, "3", passes, "1", *exact],
     }
-    rest = {name: arguments[8:] for name, arguments in sides.items()}
+    rest = {name: arguments[10:] for name, arguments in sides.items()}
     assert rest["plain"] == rest["engine"] == rest["plain_one_pass"]
     assert rest["packed"] == [*rest["plain"], "--packing"]
+
+    options.precision = "bf16"
+    in_bf16 = script.arguments_of_sides(options, files)
+    assert in_bf16.pop("float32") == sides["plain"]
+    assert set(in_bf16) == set(sides)
+    assert all(arguments[8:10] == ["--precision", "bf16"] for arguments in in_bf16.values())
+
     options.samples_a_pass = 4
     with pytest.raises(SystemExit, match="6 samples has no whole number of passes of 4"):
         script.arguments_of_sides(options, files)
@@ -148,3 +156,11 @@ def test_the_plot_shows_every_side(script, tmp_path):
         assert text in content
     script.draw(record, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text(encoding="utf-8") == content
+
+
+def test_in_16_bits_every_side_is_compared_with_float32_too(script):
+    names = ("plain", "plain_one_pass", "engine", "packed")
+    without = script.choose_comparisons(dict.fromkeys(names))
+    assert all("float32" not in pair for pair in without)
+    added = set(script.choose_comparisons(dict.fromkeys([*names, "float32"]))) - set(without)
+    assert added == {(name, "float32") for name in names}
