@@ -83,6 +83,7 @@ class RowResult:
         config: The configuration.
         data: What was trained on.
         precision: Compute type.
+        blocks: What computed the blocks.
         attention: The attention kernel.
         plan: How a step ran.
         speed: How fast steps ran.
@@ -107,6 +108,7 @@ class RowResult:
     reason: str | None = None
     data: str | None = None
     precision: str | None = None
+    blocks: str | None = None
     attention: str | None = None
     plan: PlanFigures | None = None
     speed: Speed | None = None

@@ -22,6 +22,7 @@ from dsft.core.models.device import resolve_device, torch_dtype
 from dsft.core.models.load import load_quantized
 from dsft.core.versions import versions
 from dsft.train.planning import look_at_card
+from dsft.train.setup import describe_blocks
 
 NUM_STEPS_BEFORE_PROFILE = 1
 
@@ -276,6 +277,7 @@ class Session:
             result,
             data=setup.data.description,
             precision=setup.precision,
+            blocks=describe_blocks(setup.engine_obstacle),
             attention=setup.attention.description,
             plan=setup.plan_figures,
         )

@@ -203,6 +203,13 @@ def find_engine_obstacle(config: TrainConfig, source: ModelSource, device: Devic
     return find_obstacle(source.model_config, lora_dropout=config.lora_dropout, device=device, on_notice=on_notice)
 
 
+def describe_blocks(engine_obstacle: str | None) -> str:
+    """Return one phrase about what computes the blocks."""
+    if engine_obstacle is None:
+        return "dsft's engine: LoRA inside the matrix products, hand-written backward pass"
+    return f"transformers' and PEFT's own modules, because {engine_obstacle}"
+
+
 def describe_techniques(setup: RunSetup) -> dict[str, str]:
     """Return each technique with one phrase about how this run uses it."""
     config = setup.config
@@ -221,9 +228,7 @@ def describe_techniques(setup: RunSetup) -> dict[str, str]:
         "gradient checkpointing": f"{plan.num_recomputed} of {num_blocks} blocks recompute their activations"
         if plan.num_recomputed
         else "off: every block keeps its activations",
-        "blocks": f"transformers' and PEFT's own modules, because {setup.engine_obstacle}"
-        if setup.engine_obstacle is not None
-        else "dsft's engine: no matrix product is done twice where activations are kept, LoRA inside the products",
+        "blocks": describe_blocks(setup.engine_obstacle),
         "attention": setup.attention.description,
         "optimizer": setup.optimizer_description,
         "gradient accumulation": f"effective batch {config.effective_batch_size} in micro-batches of up to {split}, "

@@ -162,7 +162,7 @@ def _draw_details(row: RowResult) -> RenderableType:
 
 
 def _detail_lines(row: RowResult) -> list[tuple[str, str]]:
-    lines = [("data", str(row.data)), ("kernels", f"{row.precision}, {row.attention}")]
+    lines = [("data", str(row.data)), ("kernels", f"{row.precision}, {row.attention}"), ("blocks", str(row.blocks))]
     if row.speed is not None:
         lines += _speed_lines(row.speed)
     if row.measured is not None:
