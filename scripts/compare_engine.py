@@ -157,7 +157,7 @@ def train(side: str, arguments: list[str], folder: Path) -> Json:
     if blocks.startswith("dsft's engine") != (side in {ENGINE, PACKED}):
         raise SystemExit(f"the side {side} ran on {blocks}")
     return {
-        "arguments": [argument.replace(f"{folder}/", "") for argument in arguments],
+        "arguments": [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments],
         "blocks": blocks,
         "attention": summary["techniques"]["attention"],
         "device": summary["device"],
@@ -240,7 +240,7 @@ SHOWN = {
     ENGINE: "engine",
     PACKED: "engine, packed",
 }
-LINES = {PLAIN: (4.0, "#f2b134", "-"), ENGINE: (2.0, "#2a6fbb", "-"), PACKED: (0.9, "#ffffff", ":")}
+LINES = {PLAIN: (4.0, "#f2b134", "-"), ENGINE: (2.0, "#2a6fbb", "-"), PACKED: (0.9, "#111111", ":")}
 """Width, color and style: thinner on top of thicker, so that all of those that overlap are seen."""
 COLORS_OF_GAPS = ("#2a6fbb", "#8a8a8a", "#b3261e")
 
