@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 NUM_STEPS = 20
 
-MOST_APART = 2e-5
-"""Of two losses of a step, in nats, where both sides add the same numbers in float32 in another order."""
+MOST_APART = 5e-6
+"""Of two losses, in nats, where both sides add the same numbers in float32 in another order; 1.2e-6 was seen."""
 
 
 @pytest.fixture(scope="module")
