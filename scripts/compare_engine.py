@@ -36,6 +36,7 @@ Json = dict[str, Any]
 
 PLAIN, YARDSTICK, ENGINE, PACKED, REFERENCE = "plain", "plain_one_pass", "engine", "packed", "float32"
 COMPARISONS = ((ENGINE, PLAIN), (YARDSTICK, PLAIN), (PACKED, ENGINE), (PACKED, PLAIN))
+PLOTTED_FROM_REFERENCE = ((ENGINE, REFERENCE), (PLAIN, REFERENCE), (PACKED, ENGINE))
 FROM_REFERENCE = tuple((side, REFERENCE) for side in (PLAIN, YARDSTICK, ENGINE, PACKED))
 EARLY_STEPS = 10
 """Steps in which differences of the weights, which grow from step to step, are still next to nothing."""
@@ -218,7 +219,8 @@ def draw(record: Json, path: Path) -> None:
     above.set_title(
         f"{record['model']}, {record['device']}, {record['settings']['precision']}", loc="left", fontsize=10
     )
-    for (one, other), color in zip(COMPARISONS[:3], COLORS_OF_GAPS, strict=True):
+    pairs = PLOTTED_FROM_REFERENCE if REFERENCE in sides else COMPARISONS[:3]
+    for (one, other), color in zip(pairs, COLORS_OF_GAPS, strict=True):
         # A difference of exactly nothing has no place on a logarithmic axis.
         gaps = [gap or None for gap in find_gaps(sides[one], sides[other])]
         below.plot(steps, gaps, color=color, linewidth=0.9, label=f"{SHOWN[one]} - {SHOWN[other]}")
@@ -239,6 +241,7 @@ SHOWN = {
     YARDSTICK: "plain path, one pass a step",
     ENGINE: "engine",
     PACKED: "engine, packed",
+    REFERENCE: "plain path in float32",
 }
 LINES = {PLAIN: (4.0, "#f2b134", "-"), ENGINE: (2.0, "#2a6fbb", "-"), PACKED: (0.9, "#111111", ":")}
 """Width, color and style: thinner on top of thicker, so that all of those that overlap are seen."""

@@ -156,6 +156,9 @@ def test_the_plot_shows_every_side(script, tmp_path):
         assert text in content
     script.draw(record, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text(encoding="utf-8") == content
+    sides["float32"] = side([2.1, 1.6, 1.1])
+    script.draw(record, tmp_path / "curves.svg")
+    assert "engine - plain path in float32" in (tmp_path / "curves.svg").read_text(encoding="utf-8")
 
 
 def test_in_16_bits_every_side_is_compared_with_float32_too(script):
