@@ -111,7 +111,7 @@ def prepare_row(
     data = prepare_row_data(row, source, num_steps, use_random=use_random, on_rows=on_rows)
     num_run_steps = num_steps if data.is_random else count_steps(config, len(data.sequences))
     order = StepOrder(data.sequences.lengths, config.effective_batch_size, config.seed, num_run_steps)
-    obstacle = find_engine_obstacle(config, source, device, on_notice=lambda _text: None)
+    obstacle = find_engine_obstacle(config, source, device, precision, on_notice=lambda _text: None)
     run_plan = plan_run(
         config,
         view if device.kind == "cuda" else None,

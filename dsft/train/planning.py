@@ -223,9 +223,13 @@ def keep_checkpoint_plan(run_plan: RunPlan, checkpoint: Path) -> tuple[RunPlan, 
     if run_plan.job is None or run_plan.is_literal or not path.exists():
         return run_plan, None
     try:
-        kept = ExecutionPlan(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        is_for_these_blocks = record.pop("uses_engine", False) == run_plan.job.uses_engine
+        kept = ExecutionPlan(**record)
+    except (AttributeError, TypeError, ValueError):
         return run_plan, "The checkpoint's plan is of another version of dsft and is made anew."
+    if not is_for_these_blocks:
+        return run_plan, None
     if not kept.splits_by_tokens:  # of a run with --plan off, which this one is not
         return run_plan, None
     fixed = run_plan.fixed
@@ -244,6 +248,7 @@ def keep_checkpoint_plan(run_plan: RunPlan, checkpoint: Path) -> tuple[RunPlan, 
     return replace(run_plan, plan=kept), None
 
 
-def write_plan(plan: ExecutionPlan, folder: Path) -> None:
-    """Write a plan into a checkpoint."""
-    (folder / PLAN_RECORD).write_text(json.dumps(asdict(plan), indent=1), encoding="utf-8")
+def write_plan(plan: ExecutionPlan, folder: Path, *, uses_engine: bool) -> None:
+    """Write a plan into a checkpoint, and for whose blocks it was made."""
+    record = asdict(plan) | {"uses_engine": uses_engine}
+    (folder / PLAN_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -166,7 +166,7 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     sink(Phase("plan"))
     longest_validation = int(data.validation.lengths.max()) if data.validation is not None else 0
     view = look_at_card(device)  # before anything else makes a CUDA context
-    obstacle = find_engine_obstacle(config, source, device, tell)
+    obstacle = find_engine_obstacle(config, source, device, precision, tell)
     run_plan = plan_run(
         config,
         view,
@@ -196,11 +196,19 @@ def prepare_setup(resolved: ResolvedConfig, sink: EventSink) -> RunSetup:
     )
 
 
-def find_engine_obstacle(config: TrainConfig, source: ModelSource, device: Device, on_notice: Notify) -> str | None:
+def find_engine_obstacle(
+    config: TrainConfig, source: ModelSource, device: Device, precision: Precision, on_notice: Notify
+) -> str | None:
     """Return why a run takes transformers' own blocks, as a phrase that goes on after "because"; None if it doesn't."""
     if config.engine == "off":
         return "the engine is turned off"
-    return find_obstacle(source.model_config, lora_dropout=config.lora_dropout, device=device, on_notice=on_notice)
+    return find_obstacle(
+        source.model_config,
+        lora_dropout=config.lora_dropout,
+        device=device,
+        precision=precision,
+        on_notice=on_notice,
+    )
 
 
 def describe_blocks(engine_obstacle: str | None) -> str:

@@ -108,6 +108,9 @@ class QloraTrainer(Trainer):
         self._fuses_loss = blocks.fuses_loss
         # The Trainer calls it after each step, which takes 17 ms for 6.7B; `_run_micro_batches` clears them at once.
         model.zero_grad = _leave_gradients
+        # Blocks recompute in training mode alone, and come from loading in evaluation mode under a PEFT model that says
+        # it is training; see `_begin_training`.
+        model.train()
         release_memory()  # attaching LoRA leaves its weights' first forms behind
         self._find_largest = find_largest
         self.hooks = hooks
@@ -397,7 +400,7 @@ class QloraTrainer(Trainer):
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE))
-        write_plan(self.plan, folder)
+        write_plan(self.plan, folder, uses_engine=self._fuses_loss)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_adapter_weights(self.model, Path(resume_from_checkpoint))

@@ -135,6 +135,14 @@ def relative_errors(found: dict[str, torch.Tensor], expected: dict[str, torch.Te
     return {name: float((found[name] - value).norm() / value.norm()) for name, value in expected.items()}
 
 
+def make_equal_batch() -> MicroBatch:
+    """Samples of one length that cuDNN takes."""
+    from dsft.bench.data import RandomSamples
+
+    samples = RandomSamples(3, 256, 150, seed=1)
+    return flatten([samples[index] for index in range(3)])
+
+
 def make_batch() -> MicroBatch:
     data = make_samples(6)
     return flatten([data[index] for index in range(6)])
@@ -151,6 +159,49 @@ def test_float32_gradients_are_those_of_the_plain_path(kind: str, tmp_path: Path
         named_gradients(other, make_batch(), is_fused=True, autocast=False), expected
     ).items():
         assert error < 1e-5, (name, error)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_float32_gradients_of_odd_ranks(rank: int, tmp_path: Path) -> None:
+    write_model("llama", tmp_path)
+    plain, other, engine = load_pair(tmp_path, resolve_device("cuda"), "fp32", PER_SAMPLE, rank=rank, alpha=0.5)
+    engine.lora.clear_gradients()
+    expected = named_gradients(plain, make_batch(), is_fused=False, autocast=False)
+    found = named_gradients(other, make_batch(), is_fused=True, autocast=False)
+    for name, error in relative_errors(found, expected).items():
+        assert error < 1e-5, (name, error)
+
+
+def test_bf16_gradients_with_equally_long_samples(tmp_path: Path) -> None:
+    """Where heads are not grouped, cuDNN computes attention on Hopper."""
+    write_model("llama-with-all-heads", tmp_path, hidden_size=1024, num_attention_heads=8, num_key_value_heads=8)
+    plain, other, engine = load_pair(tmp_path, resolve_device("cuda"), "bf16", VARLEN, rank=64, alpha=128)
+    engine.lora.clear_gradients()
+    batch = make_equal_batch()
+    found = named_gradients(other, batch, is_fused=True, autocast=True)
+    yardstick = named_gradients(plain, batch, is_fused=False, autocast=True)
+    del plain, other, engine
+    reference, _, _ = load_pair(tmp_path, resolve_device("cuda"), "fp32", PER_SAMPLE, rank=64, alpha=128)
+    expected = named_gradients(reference, batch, is_fused=False, autocast=False)
+    ours, theirs = relative_errors(found, expected), relative_errors(yardstick, expected)
+    print("equal", sum(ours.values()) / len(ours), sum(theirs.values()) / len(theirs))
+    assert sum(ours.values()) <= 1.1 * sum(theirs.values())
+
+
+def test_the_engine_comes_and_goes_on_one_model(tmp_path: Path) -> None:
+    from dsft.core.engine.install import install_engine
+
+    write_model("llama", tmp_path)
+    _, other, engine = load_pair(tmp_path, resolve_device("cuda"), "fp32", PER_SAMPLE)
+    losses = []
+    for is_engine in (True, False, True):
+        if is_engine and losses:
+            engine = install_engine(other, PER_SAMPLE, torch.float32)
+        losses.append(named_gradients(other, make_batch(), is_fused=is_engine, autocast=False)["loss"])
+        if is_engine:
+            engine.remove()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses[2], losses[0], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

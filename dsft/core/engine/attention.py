@@ -115,6 +115,17 @@ class _SavedVarlen:
         return gradients
 
 
+def try_flash(dtype: torch.dtype) -> None:
+    """Run PyTorch's flash kernel forward and backward on 16 tokens of the first GPU.
+
+    Raises:
+        Exception: This version of PyTorch has it in another form.
+    """
+    states = torch.ones(16, 1, 64, dtype=dtype, device="cuda")
+    bounds = torch.tensor([0, 16], dtype=torch.int32, device="cuda")
+    _SavedVarlen(states, states, states, bounds, 16, 0.125).reverse(states)
+
+
 def _is_for_cudnn(queries: torch.Tensor, keys: torch.Tensor, bounds: torch.Tensor, longest: int) -> bool:
     """Return whether samples are equally long and of a length that comes again: cuDNN makes a plan for each shape."""
     is_dense = longest * (len(bounds) - 1) == len(queries) and longest % _CUDNN_LENGTHS == 0

@@ -75,6 +75,8 @@ def install_engine(model: Any, attention: AttentionName, compute_dtype: torch.dt
     decoder = model.get_base_model().model
     runs = [run for layer in decoder.layers for group in _GROUPS for run in _lora_runs(_find_layers(layer, group))]
     lora = FlatLora(runs, compute_dtype)
+    if {id(part) for part in lora.parts} != {id(p) for p in model.parameters() if p.requires_grad}:
+        raise ModelError("The model trains weights that the engine does not know.", "Take --engine off.")
     workspace = Workspace(0, compute_dtype, decoder.norm.weight.device)
     blocks = [_make_block(layer, decoder.config, attention, lora, workspace) for layer in decoder.layers]
     projections = [part for block in blocks for part in _projections(block)]

@@ -157,14 +157,14 @@ class Projection:
     def accumulate_b(self, gradient: torch.Tensor, low: torch.Tensor) -> None:
         """Add dyᵀ (s A x) of each layer to the gradient of B."""
         if self._is_batched:
-            _add_product(self._b_gradients, self._batch(gradient).transpose(1, 2), self._batch(low))
+            add_product(self._b_gradients, self._batch(gradient).transpose(1, 2), self._batch(low))
             return
         for index, part in enumerate(self._parts(gradient)):
-            _add_product(self._b.gradient[self._rows(index)], part.t(), self._low(low, index))
+            add_product(self._b.gradient[self._rows(index)], part.t(), self._low(low, index))
 
     def accumulate_a(self, low_gradient: torch.Tensor, states: torch.Tensor) -> None:
         """Add (s Bᵀ dy)ᵀ x to the gradient of A."""
-        _add_product(self._a.gradient, low_gradient.t(), states)
+        add_product(self._a.gradient, low_gradient.t(), states)
 
     def _batch(self, rows: torch.Tensor) -> torch.Tensor:
         """Return what stands side by side for each layer, [tokens, layers * n], as [layers, tokens, n]."""
@@ -186,7 +186,7 @@ class Projection:
             start += weight.num_outputs
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """Add a product, or a batch of them, to a float32 total, summed in float32 throughout."""
     multiply = torch.addmm if total.dim() == 2 else torch.baddbmm
     if left.dtype != torch.float32 and left.is_cuda:

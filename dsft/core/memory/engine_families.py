@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dsft.core.memory.model_shape import NF4_BLOCK
+
 ENGINE_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """`model_type`s whose block is norm, attention, norm, SwiGLU, as the engine computes it."""
 
@@ -28,4 +30,8 @@ def find_model_obstacle(config: Mapping[str, Any], *, lora_dropout: float, is_gp
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if is_gpu and (head_dim & (head_dim - 1) or not 16 <= head_dim <= 256):
         return f"its kernels take heads of 16, 32, 64, 128 or 256 values, not {head_dim}"
+    widths = (config["hidden_size"], config["intermediate_size"], head_dim * config["num_attention_heads"])
+    odd = [width for width in widths if width % NF4_BLOCK]
+    if odd:
+        return f"its layers take multiples of {NF4_BLOCK} values, not {odd[0]}"
     return None

@@ -222,15 +222,17 @@ def test_a_checkpoint_s_plan_is_kept_unless_it_no_longer_fits(plan: Callable[...
     large = plan(total_mib=24564)
     small = plan(total_mib=9000)
     assert large.plan != small.plan
-    write_plan(small.plan, tmp_path)
+    write_plan(small.plan, tmp_path, uses_engine=False)
     assert keep_checkpoint_plan(large, tmp_path) == (replace(large, plan=small.plan), None)
-    write_plan(large.plan, tmp_path)
+    write_plan(large.plan, tmp_path, uses_engine=False)
     kept, notice = keep_checkpoint_plan(small, tmp_path)
     assert kept == small
     assert notice is not None and "needs" in notice
     decided = plan(micro_batch=1)
-    write_plan(plan(micro_batch=4).plan, tmp_path)
+    write_plan(plan(micro_batch=4).plan, tmp_path, uses_engine=False)
     assert keep_checkpoint_plan(decided, tmp_path) == (decided, None)
+    write_plan(small.plan, tmp_path, uses_engine=True)  # for other blocks
+    assert keep_checkpoint_plan(large, tmp_path) == (large, None)
     (tmp_path / planning.PLAN_RECORD).unlink()  # of an earlier version
     assert keep_checkpoint_plan(large, tmp_path) == (large, None)
 
@@ -239,7 +241,7 @@ def test_a_plan_that_no_longer_fits_is_noticed_in_the_summary_too(plan: Callable
     from dsft.train.events import Notice
     from dsft.train.fit import _with_checkpoint_plan
 
-    write_plan(plan(total_mib=24564).plan, tmp_path)
+    write_plan(plan(total_mib=24564).plan, tmp_path, uses_engine=False)
     told: list[object] = []
     setup = _FakeSetup(plan(total_mib=9000), ("earlier",))
     changed = _with_checkpoint_plan(setup, tmp_path, told.append)  # type: ignore[arg-type]

@@ -400,3 +400,23 @@ def test_empty_targets_in_a_batch_change_nothing(load_model, tmp_path: Path):
     with_silent = Run(load_model(), tmp_path / "a", steps=1, samples=ListDataset([*samples, silent])).train()
     without = Run(load_model(), tmp_path / "b", steps=1, samples=samples).train()
     assert with_silent.losses[0] == pytest.approx(without.losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_blocks_recompute_in_a_run_without_validation_too(
+    load_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_planned: bool
+):
+    """From loading, blocks are in evaluation mode, in which transformers' modules keep their activations."""
+    calls: list[int] = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+
+    def count(*args, **kwargs):
+        calls.append(1)
+        return checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", count)
+    model = load_model().eval()
+    model.training = True  # as PEFT's outer module says after loading
+    plan = replace(make_literal_plan(4), num_recomputed=2 if is_planned else 0)
+    Run(model, tmp_path, micro=4, steps=1, plan=plan).train()
+    assert bool(calls) is is_planned

@@ -53,7 +53,7 @@ def test_loss_and_gradients_are_those_of_the_plain_path(pair: tuple[Any, Any, An
 
 
 def test_gradients_of_two_micro_batches_add_up(pair: tuple[Any, Any, Any]) -> None:
-    plain, other, engine = pair
+    _plain, other, engine = pair
     batch = make_batch()
     _, once = run_plain(other, batch)
     engine.lora.clear_gradients()

@@ -120,7 +120,7 @@ def _like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsft.train.loss.cross_entropy", losses)
     for name in ("normalize_backward", "rotate", "rotate_back", "gate", "gate_backward"):
         monkeypatch.setattr(elementwise, name, nothing)
-    monkeypatch.setattr(projection, "_add_product", nothing)
+    monkeypatch.setattr(projection, "add_product", nothing)
     monkeypatch.setattr(Nf4Weight, "dequantize", nothing)
 
 
