@@ -112,6 +112,7 @@ class _SavedVarlen:
             gradient, *self._inputs, self.output, self._log_sums, *self._stream, self._random_state, self._unused,
             scale=self._scaling,
         )  # fmt: skip
+        del self._log_sums
         return gradients
 
 
@@ -129,7 +130,7 @@ def try_flash(dtype: torch.dtype) -> None:
 def _is_for_cudnn(queries: torch.Tensor, keys: torch.Tensor, bounds: torch.Tensor, longest: int) -> bool:
     """Return whether samples are equally long and of a length that comes again: cuDNN makes a plan for each shape."""
     is_dense = longest * (len(bounds) - 1) == len(queries) and longest % _CUDNN_LENGTHS == 0
-    return is_dense and queries.shape == keys.shape and _has_fast_cudnn(queries.device)
+    return queries.is_cuda and is_dense and queries.shape == keys.shape and _has_fast_cudnn(queries.device)
 
 
 @cache

@@ -3,7 +3,6 @@
 On a CPU, where stand-ins take the places of the kernels: they allocate what those do, and their values mean nothing.
 """
 
-import functools
 import itertools
 import json
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from dsft.core.data.samples import Sample
-from dsft.core.engine import elementwise, projection
+from dsft.core.engine import attention, elementwise, projection
 from dsft.core.engine.nf4_weight import Nf4Weight
 from dsft.core.memory.block_path import ENGINE_PATH, PLAIN_PATH
 from dsft.core.memory.cards import H100
@@ -64,24 +63,22 @@ CASES += [Case(kind, "fp32") for kind in ("llama", "qwen3")]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-class _FlashStandIn(torch.autograd.Function):
+class _FlashStandIn:
     """Allocates and keeps what the kernel does."""
 
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        output = torch.ones(query.shape, dtype=query.dtype)
-        log_sums = torch.zeros(query.shape[1], query.shape[0])
-        ctx.save_for_backward(query, key, value, output, log_sums)
-        return output
+    def __init__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> None:
+        self._inputs = (query, key, value)
+        self.output = torch.ones(query.shape, dtype=query.dtype)
+        self._log_sums = torch.zeros(query.shape[1], query.shape[0])
 
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        query, key, value, _, _ = ctx.saved_tensors
-        gradients = tuple(torch.zeros(part.shape, dtype=part.dtype) for part in (query, key, value))
+    def reverse(self, _gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        query, key, _ = self._inputs
+        gradients = tuple(torch.zeros(part.shape, dtype=part.dtype) for part in self._inputs)
         taken = [torch.zeros(query.shape[0] + 128, *query.shape[1:])]  # the queries' gradient, in float32 and padded
         if key.shape[1] < query.shape[1]:  # those of keys and values, for each query head
             taken += [torch.zeros(query.shape, dtype=query.dtype) for _ in range(2)]
-        return gradients[0], gradients[1], gradients[2]
+        del self._log_sums
+        return gradients
 
 
 class _End(torch.autograd.Function):
@@ -100,12 +97,6 @@ class _End(torch.autograd.Function):
 
 @pytest.fixture(autouse=True)
 def _like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.nn.attention import varlen
-
-    @functools.wraps(varlen.varlen_attn)  # with its signature, which tells how it is called
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
-        return _FlashStandIn.apply(query, key, value)
-
     def roots(states: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.ones(states.shape[:-1].numel())
 
@@ -115,13 +106,14 @@ def _like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: Any, **__: Any) -> None:
         pass
 
-    monkeypatch.setattr(varlen, "varlen_attn", attend)
+    monkeypatch.setattr(attention, "_SavedVarlen", _FlashStandIn)
     monkeypatch.setattr(elementwise, "normalize", roots)
     monkeypatch.setattr("dsft.train.loss.cross_entropy", losses)
     for name in ("normalize_backward", "rotate", "rotate_back", "gate", "gate_backward"):
         monkeypatch.setattr(elementwise, name, nothing)
     monkeypatch.setattr(projection, "add_product", nothing)
-    monkeypatch.setattr(Nf4Weight, "dequantize", nothing)
+    for name in ("dequantize", "dequantize_beside", "dequantize_above"):
+        monkeypatch.setattr(Nf4Weight, name, nothing)
 
 
 class Setup:
