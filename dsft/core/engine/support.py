@@ -40,7 +40,7 @@ def _find_kernel_obstacle(precision: Precision, on_notice: Notify) -> str | None
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"its kernels do not work here ({type(error).__name__}: {take_first_line(error)})"
+        return f"the engine's kernels do not work here ({type(error).__name__}: {take_first_line(error)})"
     return None
 
 

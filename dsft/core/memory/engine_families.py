@@ -19,9 +19,9 @@ def find_model_obstacle(config: Mapping[str, Any], *, lora_dropout: float, is_gp
     """
     family = config["model_type"]
     if family not in ENGINE_FAMILIES:
-        return f"it does not know the blocks of the family {family}"
+        return f"the engine does not know the blocks of the family {family}"
     if lora_dropout > 0:
-        return "it has no dropout in LoRA"
+        return "the engine has no dropout in LoRA"
     if config.get("hidden_act", "silu") != "silu":
         return f"the activation is {config['hidden_act']}, not silu"
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -29,9 +29,9 @@ def find_model_obstacle(config: Mapping[str, Any], *, lora_dropout: float, is_gp
         return "the model rotates a part of each head only"
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if is_gpu and (head_dim & (head_dim - 1) or not 16 <= head_dim <= 256):
-        return f"its kernels take heads of 16, 32, 64, 128 or 256 values, not {head_dim}"
+        return f"the engine's kernels take heads of 16, 32, 64, 128 or 256 values, not {head_dim}"
     widths = (config["hidden_size"], config["intermediate_size"], head_dim * config["num_attention_heads"])
     odd = [width for width in widths if width % NF4_BLOCK]
     if odd:
-        return f"its layers take multiples of {NF4_BLOCK} values, not {odd[0]}"
+        return f"the engine's layers take multiples of {NF4_BLOCK} values, not {odd[0]}"
     return None

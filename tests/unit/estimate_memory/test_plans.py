@@ -93,7 +93,7 @@ def test_the_speed_up_is_over_the_settings_as_written() -> None:
         ({}, {}, None),
         ({"model_type": "qwen3", "head_dim": 128}, {}, None),
         ({}, {"engine": "off"}, None),
-        ({}, {"lora_dropout": 0.1}, "it has no dropout in LoRA"),
+        ({}, {"lora_dropout": 0.1}, "the engine has no dropout in LoRA"),
         ({"model_type": "olmo2"}, {}, "the family olmo2"),
         ({"head_dim": 80}, {}, "not 80"),
         ({"hidden_act": "gelu"}, {}, "the activation is gelu"),
