@@ -3,8 +3,9 @@
     python scripts/memory_report.py                       # print the tables
     python scripts/memory_report.py --write               # write predictions into memory.json, tables into memory.md
     python scripts/memory_report.py --grid grid.json --fresh fresh*.json --presets presets.json --write
+    python scripts/memory_report.py --record docs/benchmarks/memory-engine.json --page docs/benchmarks/memory-engine.md
 
-The last form makes memory.json anew from records that `dsft bench --output` wrote; the answers of inference stay.
+The third form makes memory.json anew from records that `dsft bench --output` wrote; the answers of inference stay.
 """
 
 import argparse
@@ -44,13 +45,14 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help="record of the grid's rows in one process")
     parser.add_argument("--fresh", type=Path, nargs="*", default=[], help="records of rows in processes of their own")
     parser.add_argument("--presets", type=Path, help="record of the presets, held to 24 GiB")
-    parser.add_argument("--write", action="store_true", help="write memory.json and the tables of memory.md")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the two lie")
+    parser.add_argument("--write", action="store_true", help="write the record and the tables of its page")
+    parser.add_argument("--record", type=Path, default=FOLDER / "memory.json", help="the record")
+    parser.add_argument("--page", type=Path, default=FOLDER / "memory.md", help="the page with its tables")
     options = parser.parse_args()
-    path, page = options.folder / "memory.json", options.folder / "memory.md"
-    record = read_json(path)
+    path, page = options.record, options.page
+    record = read_json(path) if path.exists() else {}
     if options.grid:
-        kept = {key: record[key] for key in ("inference_card", "inference")}
+        kept = {key: record[key] for key in ("inference_card", "inference") if key in record}
         record = collect(options.grid, options.fresh, options.presets) | kept
     predict_all(record)
     tables = make_tables(record)
@@ -80,11 +82,20 @@ def collect(grid: Path, fresh: Iterable[Path], presets: Path | None) -> Json:
         "versions": whole["versions"],
         "commands": COMMANDS,
         "models": {"6.7B": base, "GQA": base | {"num_key_value_heads": 8, "intermediate_size": 14336}},
+        **({"uses_engine": True} if on_engine(whole) else {}),
         "grid": [keep(row) for row in whole["rows"]],
         "fresh": [keep(row) for path in fresh for row in read_json(path)["rows"]],
         "presets": [keep(row) for row in read_json(presets)["rows"]] if presets else [],
     }
     return record
+
+
+def on_engine(bench: Json) -> bool:
+    """Return whether dsft's engine computed the blocks of all rows; a record is of one path."""
+    kinds = {str(row.get("blocks", "")).startswith("dsft's engine") for row in bench["rows"]}
+    if len(kinds) != 1:
+        raise SystemExit("the rows are of both paths: a record is of one")
+    return kinds.pop()
 
 
 def seen_context_bytes(bench: Json) -> int:
@@ -140,7 +151,7 @@ def predict_all(record: Json) -> None:
     for name in ("grid", "fresh", "presets"):
         for row in record[name]:
             row["predicted"] = predict(record, row)
-    for row in record["inference"]:
+    for row in record.get("inference", []):
         row["predicted"] = predict_answer(record, row)
 
 
@@ -158,6 +169,7 @@ def predict(record: Json, row: Json) -> Json:
         is_flash="flash" in row["attention"].lower(),
         num_recomputed=row["plan"]["num_recomputed"],
         pages_optimizer=row["plan"]["pages_optimizer"],
+        uses_engine=record.get("uses_engine", False),
     )
     memory = estimate_training(load, card, context_bytes=record["context_bytes"])
     time = predict_step(
@@ -210,8 +222,13 @@ def make_tables(record: Json) -> dict[str, str]:
     grid = record["grid"]
     tables = {"summary": summary_table(grid)}
     tables |= {name: rows_table([row for row in grid if row["set"] == name]) for name in SETS}
-    tables |= {"fresh": fresh_table(grid, record["fresh"]), "presets": presets_table(record["presets"])}
-    return tables | {"inference": inference_table(record["inference"])}
+    if record["fresh"]:
+        tables["fresh"] = fresh_table(grid, record["fresh"])
+    if record["presets"]:
+        tables["presets"] = presets_table(record["presets"])
+    if "inference" in record:
+        tables["inference"] = inference_table(record["inference"])
+    return tables
 
 
 def put_tables(page: str, tables: dict[str, str]) -> str:

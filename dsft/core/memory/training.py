@@ -31,6 +31,14 @@ does not depend on the number of tokens."""
 FORWARD_FRAGMENTATION = 0.15
 """The same share in the forward pass and the loss."""
 
+ENGINE_FORWARD_FRAGMENTATION = 0.26
+"""The same share where dsft's engine computes the blocks. The engine's are fitted on the rows marked so in
+docs/benchmarks/memory-engine.md."""
+
+ENGINE_RECOMPUTE_HOLES_SHARE = 0.05
+"""What lies idle while an engine's block recomputes, as a share of the quantized weights: measured, it does not grow
+with the tokens."""
+
 
 class Group(StrEnum):
     """Where a term belongs: for drawing."""
@@ -310,11 +318,15 @@ def _step(load: TrainingLoad) -> _Step:
         first = in_blocks(width * longest.num_tokens * shape.hidden_size)
         moments["a validation pass"] = first + path.recomputed_forward(shape, longest).peak_bytes
     moment = max(moments, key=lambda name: moments[name])
-    small_fragments = FORWARD_FRAGMENTATION * forward.peak_bytes
+    if load.uses_engine:
+        forward_idle = round(ENGINE_FORWARD_FRAGMENTATION * forward.peak_bytes)
+        recompute_idle = round(ENGINE_RECOMPUTE_HOLES_SHARE * sum(quantized_bytes(shape)))
+    else:
+        forward_idle = round(FORWARD_FRAGMENTATION * forward.peak_bytes)
+        recompute_idle = round(RECOMPUTE_FRAGMENTATION * again.peak_bytes)
     live_kept = inputs + (0 if "second" in moment else kept)
     held = max(
-        num_bytes + round(RECOMPUTE_FRAGMENTATION * again.peak_bytes if "second" in name else small_fragments)
-        for name, num_bytes in moments.items()
+        num_bytes + (recompute_idle if "second" in name else forward_idle) for name, num_bytes in moments.items()
     )
     return _Step(
         peak_bytes=moments[moment] + rotation,

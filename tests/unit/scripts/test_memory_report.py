@@ -87,6 +87,54 @@ def test_the_committed_record_and_page_are_what_the_script_makes(report, record,
     assert page == report.put_tables(page, report.make_tables(record))
 
 
+@pytest.fixture(scope="module")
+def engine_record(report, repository: Path):
+    record = report.read_json(repository / "docs/benchmarks/memory-engine.json")
+    report.predict_all(record)
+    return record
+
+
+def test_the_engine_s_rows_are_those_of_the_grid_and_allocate_what_is_predicted(report, record, engine_record) -> None:
+    assert engine_record["uses_engine"] is True
+    assert [(row["name"], row["set"]) for row in engine_record["grid"]] == [
+        (row["name"], row["set"]) for row in record["grid"]
+    ]
+    assert max(abs(report.error_percent(row, "allocated")) for row in engine_record["grid"]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("figure", "too_low"),
+    [("reserved", {"1x2048 r128 k32 paged", "quality, as written"}), ("device", {"GQA 8x512 r16 k0"})],
+)
+def test_the_engine_s_held_out_rows_but_those_the_page_names_are_at_most_two_percent_too_low(
+    report, engine_record, figure: str, too_low: set[str]
+) -> None:
+    errors = {
+        row["name"]: report.error_percent(row, figure) for row in engine_record["grid"] if row["set"] == "held_out"
+    }
+    assert len(errors) == 30
+    assert sum(map(abs, errors.values())) / 30 < 2
+    assert {name for name, error in errors.items() if error < -2} == too_low
+    assert min(errors.values()) > -3
+
+
+def test_the_engine_s_committed_record_and_page_are_what_the_script_makes(
+    report, engine_record, repository: Path
+) -> None:
+    folder = repository / "docs" / "benchmarks"
+    assert (folder / "memory-engine.json").read_text(encoding="utf-8") == report.format_record(engine_record)
+    page = (folder / "memory-engine.md").read_text(encoding="utf-8")
+    assert page == report.put_tables(page, report.make_tables(engine_record))
+
+
+def test_a_record_of_both_paths_is_refused(report) -> None:
+    rows = [{"blocks": "dsft's engine: x"}, {"blocks": "transformers' own"}]
+    assert report.on_engine({"rows": rows[:1]})
+    assert not report.on_engine({"rows": rows[1:]})
+    with pytest.raises(SystemExit, match="both paths"):
+        report.on_engine({"rows": rows})
+
+
 def test_a_prediction_follows_the_facts_of_its_row(report, record) -> None:
     row = copy.deepcopy(record["grid"][0])
     before = report.predict(record, row)
