@@ -253,7 +253,8 @@ def _reverse_output(gradient: torch.Tensor, layer: Projection, low: torch.Tensor
     width = layer.num_outputs + layer.low_width
     outward, low_gradient = gradient[:, : layer.num_outputs], gradient[:, layer.num_outputs : width]
     layer.lower_gradient(outward, low_gradient)
-    layer.accumulate(outward, low, states, low_gradient)
+    layer.accumulate_b(outward, low)
+    layer.accumulate_a(low_gradient, states)
     return torch.mm(gradient[:, :width], layer.extend_backward())
 
 

@@ -140,22 +140,13 @@ class Projection:
             low = self._low(out, index)
             torch.addmm(low, part, self._b.copy[self._rows(index)], beta=0, alpha=self._scaling, out=low)
 
-    def accumulate(
-        self, gradient: torch.Tensor, low: torch.Tensor, states: torch.Tensor, low_gradient: torch.Tensor
-    ) -> None:
-        """Add to the gradients of A and B.
+    def accumulate_b(self, gradient: torch.Tensor, low: torch.Tensor) -> None:
+        """Add dyᵀ (s A x) of each layer to the gradient of B.
 
         Args:
             gradient: dy, [tokens, num_outputs].
             low: What `lower` returned, [tokens, low_width].
-            states: x, [tokens, num_inputs].
-            low_gradient: What `lower_gradient` wrote, [tokens, low_width].
         """
-        self.accumulate_b(gradient, low)
-        self.accumulate_a(low_gradient, states)
-
-    def accumulate_b(self, gradient: torch.Tensor, low: torch.Tensor) -> None:
-        """Add dyᵀ (s A x) of each layer to the gradient of B."""
         if self._is_batched:
             add_product(self._b_gradients, self._batch(gradient).transpose(1, 2), self._batch(low))
             return
@@ -163,7 +154,12 @@ class Projection:
             add_product(self._b.gradient[self._rows(index)], part.t(), self._low(low, index))
 
     def accumulate_a(self, low_gradient: torch.Tensor, states: torch.Tensor) -> None:
-        """Add (s Bᵀ dy)ᵀ x to the gradient of A."""
+        """Add (s Bᵀ dy)ᵀ x to the gradient of A.
+
+        Args:
+            low_gradient: What `lower_gradient` wrote, [tokens, low_width].
+            states: x, [tokens, num_inputs].
+        """
         add_product(self._a.gradient, low_gradient.t(), states)
 
     def _batch(self, rows: torch.Tensor) -> torch.Tensor:
